@@ -1,0 +1,53 @@
+# Copyright: Contributors to the phyllome.virt project
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Run a program that is itself the interface (qemu-img, systemctl): argument list, timeout, checked status.
+
+PRIVATE to the collection: no promise of stability for users outside of it.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import typing as t
+
+from .errors import PhyllomeError
+
+
+def run(argv: t.Sequence[str], timeout: float = 60, remedy: str = "See the message of the program.") -> str:
+    """Standard output of a program.
+
+    Args:
+        argv: program and arguments; no shell is involved.
+        timeout: seconds.
+        remedy: what to do when it fails.
+
+    Raises:
+        PhyllomeError: it is missing, fails, or does not end in time.
+    """
+    try:
+        done = subprocess.run(
+            list(argv),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            timeout=timeout,
+            check=False,
+            encoding="utf-8",
+            errors="replace",
+            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"},
+        )
+    except FileNotFoundError as exc:
+        raise PhyllomeError(
+            f"{argv[0]} is not installed", str(exc), "The role phyllome.virt.hypervisor installs it."
+        ) from exc
+    except subprocess.TimeoutExpired as exc:
+        raise PhyllomeError(f"{' '.join(argv)} did not end within {timeout} s", "timeout", remedy) from exc
+    if done.returncode != 0:
+        raise PhyllomeError(
+            f"{' '.join(argv)} failed with status {done.returncode}",
+            done.stderr.strip() or "it printed no error",
+            remedy,
+        )
+    return done.stdout

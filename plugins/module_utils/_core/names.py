@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import os
 import re
+import uuid
 
 from .errors import PhyllomeError
 
+_GUESTS = uuid.uuid5(uuid.NAMESPACE_URL, "https://phyllome.org/xmlns/virt/guest/1")
 _NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.+-]{0,63}$")
 _ID = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_-]{0,31}$")
 
@@ -69,6 +71,11 @@ def check_path(value: str, option: str) -> str:
             "Write the whole path.",
         )
     return os.path.normpath(value)
+
+
+def guest_uuid(name: str) -> str:
+    """The uuid that a new guest of this name gets, the same on every host and at every run (RFC 9562, version 5)."""
+    return str(uuid.uuid5(_GUESTS, name))
 
 
 def _short(value: str) -> str:

@@ -1,0 +1,69 @@
+# Copyright: Contributors to the phyllome.virt project
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Jinja's door to the placement of guests."""
+
+from __future__ import annotations
+
+import typing as t
+
+from ansible.errors import AnsibleFilterError
+from ansible_collections.phyllome.virt.plugins.module_utils._migration.placement import place
+
+DOCUMENTATION = r"""
+name: placement
+short_description: What each host has to do so that every guest is where it belongs
+description:
+  - Compares the inventory's C(phyllome_guests) with what M(phyllome.virt.phyllome_vm_info) found on every host.
+  - Decides nothing else and does nothing; P(phyllome.virt.placement#filter) is what the playbook
+    C(phyllome.virt.site) asks before it touches anything.
+author:
+  - Contributors to the phyllome.virt project (@phyllome)
+options:
+  _input:
+    description: The declared guests, each with its C(host).
+    type: list
+    elements: dict
+    required: true
+  found:
+    description: The guests that were found, by host; null for a host that did not answer.
+    type: dict
+    required: true
+"""
+
+EXAMPLES = r"""
+- name: Show which guests would move away from this host
+  ansible.builtin.debug:
+    msg: "{{ (phyllome_guests | phyllome.virt.placement(found))[inventory_hostname].moves }}"
+  vars:
+    found:
+      alpha: []
+      beta: []
+"""
+
+RETURN = r"""
+_value:
+  description:
+    - By host, C(moves) with C(guest) and C(destination), C(guests) for M(phyllome.virt.phyllome_vm), and C(problems),
+      a message for each guest that is left alone.
+  type: dict
+"""
+
+
+def placement(declared: t.Any, found: t.Any) -> dict[str, t.Any]:
+    """See DOCUMENTATION."""
+    if not isinstance(declared, (list, tuple)) or not all(isinstance(guest, t.Mapping) for guest in declared):
+        raise AnsibleFilterError("phyllome_guests must be a list of guests, each a dictionary with name and host.")
+    for guest in declared:
+        if not guest.get("name"):
+            raise AnsibleFilterError(f"phyllome_guests: every guest needs a name; this one has none: {guest!r}")
+    return place(declared, found)
+
+
+class FilterModule:
+    """Filters of this file."""
+
+    def filters(self) -> dict[str, t.Callable[..., t.Any]]:
+        """Names and functions."""
+        return {"placement": placement}

@@ -1,0 +1,120 @@
+# Copyright: Contributors to the phyllome.virt project
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Where guests are, where they belong, and what stands against bringing the two together.
+
+PRIVATE to the collection: no promise of stability for users outside of it.
+"""
+
+from __future__ import annotations
+
+import collections
+import typing as t
+
+from .._core.names import guest_uuid
+
+Guest = t.Mapping[str, t.Any]
+
+
+class Problem(Exception):
+    """This one guest cannot be placed; the others can."""
+
+
+def place(declared: t.Sequence[Guest], found: t.Mapping[str, t.Sequence[Guest] | None]) -> dict[str, t.Any]:
+    """What every host has to do so that each guest is where its ``host`` says.
+
+    Args:
+        declared: the inventory's ``phyllome_guests``.
+        found: the guests that ``phyllome_vm_info`` returned, by host; None for a host that did not answer.
+
+    Returns:
+        By host: ``moves`` ({guest, destination}, at the guest's source), ``guests`` (what
+        ``phyllome_vm`` gets: a guest is handled where it is, a new one where it belongs) and
+        ``problems`` (one message for each guest that is left alone).
+    """
+    work: dict[str, t.Any] = {host: {"moves": [], "guests": [], "problems": []} for host in found}
+    seen: dict[str, dict[str, Guest]] = {}
+    for host, guests in found.items():
+        for guest in guests or ():
+            seen.setdefault(guest["name"], {})[host] = guest
+            seen.setdefault(guest["uuid"], {})[host] = guest
+    times = collections.Counter(str(guest.get("name")) for guest in declared)
+    for guest in declared:
+        wanted = guest.get("host")
+        try:
+            if times[str(guest.get("name"))] > 1:
+                raise Problem("it is declared more than once. Keep one entry in phyllome_guests.")
+            where = _locate(guest, found, seen)
+            source, destination = where or (wanted, wanted)
+            if source != destination:
+                work[source]["moves"].append({"guest": guest["name"], "destination": destination})
+            if source != destination or guest.get("state") != "absent" or where:
+                entry = {key: value for key, value in guest.items() if key != "host"}
+                work[source]["guests"].append(entry)
+        except Problem as problem:
+            teller = wanted if wanted in work else next(iter(work))
+            work[teller]["problems"].append(f"Guest {guest.get('name')} is left alone: {problem}")
+    return work
+
+
+def _locate(
+    guest: Guest,
+    found: t.Mapping[str, t.Sequence[Guest] | None],
+    seen: t.Mapping[str, t.Mapping[str, Guest]],
+) -> tuple[str, str] | None:
+    """The host that has the guest and the host that shall have it; None when nobody has it.
+
+    Raises:
+        Problem: a host is unknown or silent, a foreign guest has the name, or two hosts have the guest.
+    """
+    wanted = guest.get("host")
+    if wanted not in found:
+        raise Problem(
+            f"host: {wanted!r} is not a host of the group phyllome_hosts ({', '.join(found)}). Correct the entry."
+        )
+    if found[wanted] is None:
+        raise Problem(f"its host {wanted} did not answer. Repair the host and run again.")
+    uuid = str(guest.get("uuid") or guest_uuid(guest["name"])).lower()
+    here = {**seen.get(guest["name"], {}), **seen.get(uuid, {})}
+    for host, other in here.items():
+        if other["name"] != guest["name"]:
+            raise Problem(
+                f"its uuid {uuid} belongs to the guest {other['name']} on {host}. Give one of them another uuid."
+            )
+        adopted = guest.get("adopt") and host == wanted and not guest.get("uuid")
+        if other["uuid"] != uuid and not adopted:
+            raise Problem(
+                f"on {host} there is another guest of that name with uuid {other['uuid']} (ours would be {uuid}). "
+                "Rename one of them, or take it over where it is with adopt: true."
+            )
+        if not other["owned"] and not guest.get("adopt"):
+            raise Problem(
+                f"on {host} there is a guest of that name that phyllome.virt did not make. "
+                "Rename one of them, or take it over where it is with adopt: true."
+            )
+    if not here:
+        silent = [host for host, guests in found.items() if guests is None]
+        if silent:
+            raise Problem(
+                f"it was found nowhere, but it may be on {', '.join(silent)}, which did not answer. "
+                "Repair the host, or remove it from the inventory when it is gone for good."
+            )
+        return None
+    journal = next((other["migration"] for other in here.values() if _unfinished(other)), None)
+    if journal and journal["source"] in here and (len(here) > 1 or journal["destination"] == wanted):
+        return journal["source"], journal["destination"]
+    if len(here) > 1:
+        raise Problem(
+            f"it is on {' and '.join(sorted(here))}, and no move of ours explains that. "
+            "Look which one is right and undefine the other one; nothing was touched."
+        )
+    host = next(iter(here))
+    if guest.get("state") == "absent":
+        return host, host
+    return host, wanted
+
+
+def _unfinished(guest: Guest) -> bool:
+    migration = guest.get("migration")
+    return bool(migration) and migration["phase"] != "done"

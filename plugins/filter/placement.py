@@ -27,7 +27,7 @@ options:
     elements: dict
     required: true
   found:
-    description: The guests that were found, by host; null for a host that did not answer.
+    description: The guests that were found, by host; anything but a list for a host that did not answer.
     type: dict
     required: true
 """
@@ -58,7 +58,7 @@ def placement(declared: t.Any, found: t.Any) -> dict[str, t.Any]:
     for guest in declared:
         if not guest.get("name"):
             raise AnsibleFilterError(f"phyllome_guests: every guest needs a name; this one has none: {guest!r}")
-    return place(declared, found)
+    return place(declared, {host: guests if isinstance(guests, list) else None for host, guests in found.items()})
 
 
 class FilterModule:

@@ -21,9 +21,9 @@ if command -v dpkg-query >/dev/null; then
         mkdir -p .cache
         # A run that was killed may have left packages half configured; a lock may be held by another apt.
         dpkg --configure -a
+        # shellcheck disable=SC2086 # a list of package names
         if ! {
             apt-get -q -o DPkg::Lock::Timeout=300 update &&
-                # shellcheck disable=SC2086 # a list of package names
                 apt-get -q -y -o DPkg::Lock::Timeout=300 install --no-install-recommends $missing
         } >.cache/apt.log 2>&1; then
             tail -n 30 .cache/apt.log

@@ -72,7 +72,7 @@ def installed() -> list[Core]:
     return [core for core in CORES if (core.link / STAMP).exists()]
 
 
-def find_python(versions: tuple[str, ...]) -> str | None:
+def find_python(versions: tuple[str, ...], modules: str = "ensurepip, sys") -> str | None:
     """Path of an interpreter of one of these versions that can make environments.
 
     A name on PATH proves nothing: a version manager's shim may point at a version that is not
@@ -83,11 +83,9 @@ def find_python(versions: tuple[str, ...]) -> str | None:
         home = pathlib.Path.home()
         candidates += map(str, sorted(home.glob(f".pyenv/versions/{version}.*/bin/python{version}")))
         for candidate in candidates:
-            question = "import ensurepip, sys; print(sys.executable, '%d.%d' % sys.version_info[:2])"
+            question = f"import {modules}; print(sys.executable, '%d.%d' % sys.version_info[:2])"
             try:
-                answer = subprocess.run(
-                    [candidate, "-c", question], capture_output=True, text=True, timeout=60
-                )
+                answer = subprocess.run([candidate, "-c", question], capture_output=True, text=True, timeout=60)
             except OSError:
                 continue
             found = answer.stdout.split()

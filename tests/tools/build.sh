@@ -1,0 +1,16 @@
+#!/bin/sh
+# Build the collection from what git knows or would add; with "install", install it too.
+set -eu
+cd "$(dirname "$0")/../.."
+tree=.cache/tree-build/ansible_collections/phyllome/virt
+python3 tests/tools/tree.py "$tree"
+mkdir -p .cache/dist
+rm -f .cache/dist/phyllome-virt-*.tar.gz
+.cache/venv/bin/ansible-galaxy collection build --force --output-path .cache/dist "$tree"
+if [ "${1:-}" = install ]; then
+    rm -rf .cache/installed
+    # Offline: dependencies come from the environment, and no server is asked.
+    .cache/venv/bin/ansible-galaxy collection install --offline \
+        .cache/dist/phyllome-virt-*.tar.gz -p .cache/installed
+    echo "ANSIBLE_COLLECTIONS_PATH=$PWD/.cache/installed"
+fi

@@ -1,0 +1,106 @@
+#!/usr/bin/env python3
+"""Run test suites and add up what they came to: ``suites.py unit|fleet|metal|bench|all``.
+
+The last line is ``N passed, N failed`` alone, over every pytest run and, for ``all``, every check of
+lint. The exit status is not zero when anything failed, and when a run died without a result.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import results
+import venvs
+
+ROOT = venvs.ROOT
+MAIN = venvs.CACHE / "venv" / "bin"
+
+
+def pytest(name: str, python: pathlib.Path, *arguments: str) -> bool:
+    """Run pytest, its result called ``name``; return whether all is well."""
+    command = [
+        str(python), "-m", "pytest", f"--junit-xml={results.path(name)}", "-p", "no:cacheprovider",
+        *arguments,
+    ]  # fmt: skip
+    environment = {
+        **os.environ,
+        "PATH": f"{python.parent}:{os.environ['PATH']}",
+        "ANSIBLE_COLLECTIONS_PATH": str(venvs.CACHE / "pythonpath"),
+        "PYTHONPATH": str(venvs.CACHE / "pythonpath"),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    return subprocess.run(command, cwd=ROOT, env=environment).returncode == 0
+
+
+def unit() -> dict[str, bool]:
+    outcome = {}
+    for core in venvs.installed():
+        print(f"== unit tests, ansible-core {core.version}", flush=True)
+        name = f"unit-{core.version}"
+        more = [] if core.main else ["-q", "--no-header"]
+        outcome[name] = pytest(name, core.bin / "python", "-n", str(os.cpu_count() or 1), *more, "tests/unit")
+    return outcome
+
+
+def folder(name: str) -> dict[str, bool]:
+    """A suite that needs a lab, under the main environment only."""
+    if not any((ROOT / "tests" / name).rglob("test_*.py")):
+        print(f"== tests/{name} holds no tests yet", flush=True)
+        return {}
+    print(f"== {name}", flush=True)
+    return {name: pytest(name, MAIN / "python", "-v", f"tests/{name}")}
+
+
+def lint() -> dict[str, bool]:
+    print("== lint", flush=True)
+    return {"lint": subprocess.run([sys.executable, "tests/tools/lint.py"], cwd=ROOT).returncode == 0}
+
+
+def start_lab() -> subprocess.Popen[bytes] | None:
+    """Build the lab's bases while other things run; the fleet's fixtures wait for them by themselves."""
+    lab = ROOT / "tests" / "lab" / "lab"
+    if not lab.exists():
+        return None
+    with open(venvs.CACHE / "lab-build.log", "wb") as log:
+        return subprocess.Popen([str(lab), "build"], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+
+def finish_lab(build: subprocess.Popen[bytes] | None) -> dict[str, bool]:
+    if build is None:
+        return {}
+    if build.wait() == 0:
+        return {}
+    log = (venvs.CACHE / "lab-build.log").read_text(errors="replace")
+    print("== the lab could not be built\n" + "\n".join(log.splitlines()[-40:]), flush=True)
+    return {"lab-build": False}
+
+
+def main(suite: str) -> int:
+    start = time.monotonic()
+    if suite == "all":
+        lab = start_lab()
+        outcome = {**lint(), **unit(), **finish_lab(lab), **folder("fleet")}
+    elif suite == "unit":
+        outcome = unit()
+    else:
+        outcome = folder(suite)
+    total = results.Count()
+    for name, good in outcome.items():
+        count = results.count(name)
+        # A run that is not good must show in the sum, even when it left no count or a clean one.
+        if count is None or (not good and not count.failed):
+            count = (count or results.Count()) + results.Count(failed=1)
+            print(f"{name}: ended badly without saying which test failed")
+        total += count
+        print(f"{name}: {count}")
+    print(f"{time.monotonic() - start:.0f} s")
+    print(total)
+    return 0 if all(outcome.values()) and not total.failed else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1]))

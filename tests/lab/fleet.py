@@ -1,0 +1,339 @@
+"""A fleet: hosts on one bridge, and the record of it by which it is found and removed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import TracebackType
+
+from . import cgroup, network
+from .base import BASES, Base
+from .errors import LabError, call
+from .host import Host
+from .paths import STATE, locked
+from .process import Process
+
+_NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
+_LOCK = STATE / "lock"
+_FORWARD_BEFORE = STATE / "ip_forward"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is written down about a fleet, before anything of it exists."""
+
+    number: int
+    name: str
+    base: str
+    layers: tuple[str, ...]  # of the base, as it was when the fleet came up
+    hosts: tuple[str, ...]
+    boot: str  # of the outer machine
+    owner: Process | None  # the process it belongs to; None when it is to stay until `down`
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether nobody can want it any more: its owner died, or the machine was restarted."""
+        return self.boot != boot_id() or (self.owner is not None and not self.owner.alive)
+
+    @property
+    def folder(self) -> Path:
+        """Where the fleet keeps everything."""
+        return STATE / str(self.number)
+
+    def save(self) -> None:
+        """Write the record, whole or not at all."""
+        self.folder.mkdir(exist_ok=True)
+        aside = self.folder / "fleet.json.new"
+        aside.write_text(json.dumps(asdict(self)))
+        aside.rename(self.folder / "fleet.json")
+
+    @classmethod
+    def load(cls, folder: Path) -> Record | None:
+        """Read a record; None if there is none that can be trusted."""
+        try:
+            data = json.loads((folder / "fleet.json").read_text())
+            owner = Process(**data["owner"]) if data["owner"] else None
+            return cls(**{**data, "layers": tuple(data["layers"]), "hosts": tuple(data["hosts"]), "owner": owner})
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+
+def boot_id() -> str:
+    """Which boot of the outer machine this is."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def checked_names(names: Iterable[str]) -> list[str]:
+    """The names, if each can name a fleet or a host and none comes twice."""
+    names = list(names)
+    for name in names:
+        if not _NAME.fullmatch(name):
+            raise LabError(f"{name!r} is no name: a to z, digits and dashes, a letter first, at most 32")
+    if len(set(names)) != len(names):
+        raise LabError(f"a name comes twice: {' '.join(names)}")
+    return names
+
+
+def free_number(taken: set[int]) -> int:
+    """The lowest number no fleet has."""
+    for number in range(255):
+        if number not in taken:
+            return number
+    raise LabError("255 fleets are up: remove some (`lab list`, `lab down`)")
+
+
+def records() -> list[Record]:
+    """All fleets that are written down, by number."""
+    found = (Record.load(path) for path in STATE.glob("[0-9]*"))
+    return sorted((record for record in found if record), key=lambda record: record.number)
+
+
+def _remove(number: int) -> None:
+    """Remove everything of a fleet, in whatever state it is. Needs the lock."""
+    folder = STATE / str(number)
+    record = Record.load(folder)
+    for group in cgroup.of_fleet(number):
+        cgroup.end(group)
+    if record:
+        for host in _hosts(record):
+            host.close_ssh()
+            host.keep_packages()
+    network.down(number)
+    for path in Path("/run/systemd/nspawn/propagate").glob(f"phl{number}h*"):
+        path.rmdir()
+    # a folder without a record belongs to nobody, so it is the record that goes first
+    (folder / "fleet.json").unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    if not records() and _FORWARD_BEFORE.exists():
+        network.FORWARD.write_text(_FORWARD_BEFORE.read_text())
+        _FORWARD_BEFORE.unlink()
+
+
+def _collect() -> list[int]:
+    """Remove what crashed labs left. Needs the lock."""
+    known = {record.number: record for record in records()}
+    groups = (path.name.removeprefix(cgroup.PREFIX).split("-")[0] for path in cgroup.root().glob(f"{cgroup.PREFIX}*"))
+    seen = {int(path.name) for path in STATE.glob("[0-9]*")} | network.leftovers() | {int(text) for text in groups}
+    gone = sorted(number for number in seen if number not in known or known[number].abandoned)
+    for number in gone:
+        _remove(number)
+    return gone
+
+
+def collect() -> list[int]:
+    """Remove what crashed labs left and return the numbers of those fleets."""
+    with locked(_LOCK):
+        return _collect()
+
+
+def _hosts(record: Record) -> list[Host]:
+    return [Host(name, record.number, i, record.folder) for i, name in enumerate(record.hosts, 1)]
+
+
+class Fleet:
+    """A fleet that exists. `with Fleet.create([...]) as fleet:` removes it at the end."""
+
+    def __init__(self, record: Record) -> None:
+        self.record = record
+
+    # -- coming and going -------------------------------------------------------------------------
+
+    @classmethod
+    def create(cls, hosts: Sequence[str], *, name: str | None = None, base: str = "ready") -> Fleet:
+        """Bring up a new fleet, which belongs to this process until `release`.
+
+        `base` is `bare` (a Linux install) or `ready` (libvirt and QEMU installed too).
+        """
+        name = name or f"pid-{os.getpid()}"
+        checked_names([name])
+        checked_names(hosts)
+        if base not in BASES:
+            raise LabError(f"there is no base {base!r}, only {' and '.join(BASES)}")
+        model = BASES[base]()
+        with locked(_LOCK):
+            _collect()
+            known = records()
+            if any(record.name == name for record in known):
+                raise LabError(f"a fleet {name!r} is up already: remove it with `lab down --fleet {name}`")
+            number = free_number({record.number for record in known})
+            if not known:
+                _FORWARD_BEFORE.write_text(network.FORWARD.read_text())
+            layers = tuple(map(str, model.layers))
+            record = Record(number, name, base, layers, (), boot_id(), Process.current())
+            record.save()
+        fleet = cls(record)
+        try:
+            network.up(number)
+            (record.folder / "ssh").mkdir(mode=0o700)
+            call("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", f"lab {name}", "-f", str(fleet.key))
+            fleet.add(hosts)
+        except BaseException:
+            fleet.down()
+            raise
+        return fleet
+
+    @classmethod
+    def open(cls, name: str) -> Fleet:
+        """A fleet that is up already."""
+        for record in records():
+            if record.name == name:
+                return cls(record)
+        raise LabError(f"no fleet {name!r} is up (`lab list` names those that are)")
+
+    def add(self, hosts: Sequence[str]) -> None:
+        """Add hosts to the fleet and wait until they are up."""
+        names = checked_names([*self.record.hosts, *hosts])
+        self.record = replace(self.record, hosts=tuple(names))
+        self.record.save()
+        addresses = {host.name: host.address for host in self.hosts}
+        new = [self.host(name) for name in hosts]
+        with (self.record.folder / "known_hosts").open("a") as known:
+            for host in new:
+                known.write(f"{host.address} {host.prepare(self._base, addresses, self.key.with_suffix('.pub').read_text())}")
+        for host in self.hosts:
+            if host not in new and host.running:
+                lines = "".join(f"{other.address} {other.name}\n" for other in new)
+                host.run(["sh", "-c", "cat >> /etc/hosts"], input=lines)
+        for host in new:
+            host.start(self._base)
+        for host in new:
+            host.wait()
+
+    def release(self) -> None:
+        """Let the fleet stay up when this process ends."""
+        self.record = replace(self.record, owner=None)
+        self.record.save()
+
+    def down(self) -> None:
+        """Remove the fleet and everything of it."""
+        with locked(_LOCK):
+            _remove(self.record.number)
+
+    def __enter__(self) -> Fleet:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.down()
+
+    @property
+    def _base(self) -> Base:
+        return Base(self.record.base, tuple(map(Path, self.record.layers)))
+
+    # -- hosts ------------------------------------------------------------------------------------
+
+    @property
+    def hosts(self) -> list[Host]:
+        """The hosts in the order they were named."""
+        return _hosts(self.record)
+
+    def host(self, name: str) -> Host:
+        """A host by name."""
+        for host in self.hosts:
+            if host.name == name:
+                return host
+        raise LabError(f"fleet {self.record.name} has no host {name!r}, only {' '.join(self.record.hosts)}")
+
+    def boot(self, name: str) -> None:
+        """Switch a host on that is off, and wait until it is up."""
+        host = self.host(name)
+        if host.running:
+            raise LabError(f"{name} is running already")
+        host.start(self._base)
+        host.wait()
+
+    def reboot(self, name: str) -> None:
+        """Shut a host down in an orderly way and boot it again."""
+        self.host(name).reboot()
+
+    # -- how Ansible and people reach it ----------------------------------------------------------
+
+    @property
+    def key(self) -> Path:
+        """The private key that root of every host accepts."""
+        return self.record.folder / "id_ed25519"
+
+    def ssh_options(self) -> list[str]:
+        """Options for ssh: this fleet's key and known hosts, and one kept connection per host."""
+        folder = self.record.folder
+        settings = {
+            "IdentitiesOnly": "yes",
+            "UserKnownHostsFile": folder / "known_hosts",
+            "StrictHostKeyChecking": "yes",
+            "LogLevel": "ERROR",
+            "ControlMaster": "auto",
+            "ControlPersist": "60s",
+            "ControlPath": folder / "ssh" / "%h-%p-%r",
+            "ServerAliveInterval": 5,
+            "ServerAliveCountMax": 6,
+        }
+        return [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
+
+    def inventory_text(self) -> str:
+        """The fleet as an Ansible inventory in YAML."""
+        return render_inventory({host.name: host.address for host in self.hosts}, self.key, self.ssh_options())
+
+    def inventory(self, path: Path) -> Path:
+        """Write the inventory to `path` and return it."""
+        path.write_text(self.inventory_text())
+        return path
+
+    # -- faults -----------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def dropping(
+        self, source: str, target: str, port: int, *, protocol: str = "tcp", side: str = "dport"
+    ) -> Iterator[None]:
+        """Lose packets from `source` to `target` while the block runs; see `drop`."""
+        handle = self.drop(source, target, port, protocol=protocol, side=side)
+        try:
+            yield
+        finally:
+            self.undrop(handle)
+
+    def drop(self, source: str, target: str, port: int, *, protocol: str = "tcp", side: str = "dport") -> int:
+        """Lose packets from host `source` to host `target` and return a handle to end that.
+
+        With `side` dport `port` is the target's (requests are lost), with sport the source's (replies).
+        """
+        ends = (self.host(source).port, self.host(target).port)
+        rule = network.drop_rule(*ends, port, protocol, side)
+        printed = call("nft", "--echo", "--handle", "add", "rule", "bridge", self._table, "faults", *rule.split())
+        return int(printed.rsplit("handle", 1)[1])
+
+    def undrop(self, handle: int) -> None:
+        """End what `drop` began."""
+        call("nft", "delete", "rule", "bridge", self._table, "faults", "handle", str(handle))
+
+    def heal(self) -> None:
+        """End all drops and plug all cables in."""
+        call("nft", "flush", "chain", "bridge", self._table, "faults")
+        for host in self.hosts:
+            if host.running:
+                host.link(up=True)
+
+    @property
+    def _table(self) -> str:
+        return network.table(self.record.number)
+
+
+def render_inventory(hosts: dict[str, str], key: Path, options: list[str]) -> str:
+    """An inventory with group phyllome_hosts; `hosts` maps names to addresses."""
+    lines = ["phyllome_hosts:", "  hosts:"]
+    lines += [f"    {name}: {{ansible_host: {address}}}" for name, address in hosts.items()]
+    variables = {
+        "ansible_user": "root",
+        "ansible_ssh_private_key_file": str(key),
+        "ansible_ssh_args": " ".join(options),
+        "ansible_pipelining": True,
+        "ansible_python_interpreter": "/usr/bin/python3",
+    }
+    lines += ["  vars:", *(f"    {name}: {json.dumps(value)}" for name, value in variables.items())]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,36 @@
+"""What is installed in the two bases, for Debian 12. Recommended packages are never taken."""
+
+from __future__ import annotations
+
+#: A Linux install that Ansible can reach, and nothing more.
+BARE = (
+    "ca-certificates",
+    "dbus",
+    "iproute2",
+    "kmod",
+    "nftables",
+    "openssh-server",
+    "python3",
+    "python3-apt",
+    "sudo",
+    "systemd",
+    "systemd-sysv",
+    "udev",
+)
+
+#: What makes it a hypervisor.
+LIBVIRT = (
+    "dnsmasq-base",
+    "libvirt-clients",
+    "libvirt-daemon-driver-qemu",
+    "libvirt-daemon-system",
+    "mdevctl",
+    "ovmf",
+    "python3-cryptography",
+    "python3-libvirt",
+    "python3-lxml",
+    "qemu-system-x86",
+    "qemu-utils",
+    "swtpm",
+    "swtpm-tools",
+)

@@ -180,7 +180,7 @@ SEEDED = [
     ("README.md", "`guests_wait`", "`guests_await`", "variable guests_await does not exist; guests_wait?"),
     ("README.md", "{guests_wait:", "{guests_weight:", "variable guests_weight does not exist"),
     ("README.md", "host: alpha", "hots: alpha", "phyllome_guests: option hots does not exist; host?"),
-    ("README.md", "{id: root}", "{di: root}", "phyllome_guests: disks: option di does not exist; id?"),
+    ("README.md", "{id: root}", "{di: root}", "phyllome_guests: disks: option di does not exist"),
     ("README.md", "phyllome_guests:", "phyllome_gests:", "variable phyllome_gests does not exist"),
     ("README.md", "hosts:\n", "hosts: [\n", "not YAML"),
     ("playbooks/site.yml", "virt.guests", "virt.gests", "name phyllome.virt.gests does not exist; phyllome.virt.guests?"),

@@ -29,7 +29,7 @@ test: setup  ## lint, test-unit and test-fleet; closes with "N passed, N failed"
 	@$(PYTHON) tests/tools/suites.py all
 
 demo: setup  ## watch a guest move between two hosts of a throw-away fleet
-	@sh tests/tools/demo.sh
+	@$(PYTHON) -m tests.lab.demo
 
 bench: setup  ## measure; prints ratios and never fails on time
 	@$(PYTHON) tests/tools/suites.py bench

@@ -1,0 +1,159 @@
+"""A fleet of two bare hosts that `phyllome.virt.site` has made Phyllome hosts, for all tests of this folder."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import pathlib
+import subprocess
+import typing as t
+
+import pytest
+import yaml
+
+from ansible_collections.phyllome.virt.tests.fleet import runner
+from ansible_collections.phyllome.virt.tests.lab import counter
+from ansible_collections.phyllome.virt.tests.lab.fleet import Fleet
+from ansible_collections.phyllome.virt.tests.lab.host import Counter
+
+SITE = "phyllome.virt.site"
+IMAGE = "/srv/counter.qcow2"
+
+
+@dataclasses.dataclass
+class Site:
+    """The fleet, its inventory, and the playbook that converges it."""
+
+    fleet: Fleet
+    folder: pathlib.Path
+    checksum: str
+
+    def guest(self, name: str, host: str, **more: t.Any) -> dict[str, t.Any]:
+        """A guest that counts (BIOS, 64 MiB of memory, one disk)."""
+        return {
+            "name": name,
+            "host": host,
+            "profile": "legacy",
+            "memory": "64MiB",
+            "vcpus": 1,
+            "disks": [{"id": "root", "size": "64MiB", "source": {"path": IMAGE, "checksum": self.checksum}}],
+            "networks": [{"id": "lan", "network": "default"}],
+            **more,
+        }
+
+    def inventory(self, guests: list[dict[str, t.Any]]) -> pathlib.Path:
+        """Write the inventory with these guests declared."""
+        inventory = yaml.safe_load(self.fleet.inventory_text())
+        inventory["phyllome_hosts"]["vars"] |= {
+            "phyllome_guests": guests,
+            "hypervisor_allow_emulation": True,
+            "hypervisor_pki_dir": str(self.folder / "pki"),
+        }
+        path = self.folder / "inventory.yml"
+        path.write_text(yaml.safe_dump(inventory))
+        return path
+
+    def run(self, guests: list[dict[str, t.Any]], *arguments: str, core: str | None = None) -> runner.Run:
+        """Run the playbook with these guests declared."""
+        return runner.playbook(SITE, self.inventory(guests), *arguments, core=core)
+
+    def module(self, name: str, host: str, arguments: dict[str, t.Any], *flags: str) -> dict[str, t.Any]:
+        """Run one module of the collection on one host."""
+        return runner.module(f"phyllome.virt.{name}", host, self.inventory([]), arguments, *flags)
+
+    def virsh(self, host: str, *arguments: str) -> str:
+        """What virsh prints on a host."""
+        return self.fleet.host(host).run(["virsh", *arguments]).stdout
+
+    def guests(self, host: str) -> set[str]:
+        """Names of the guests that are defined on a host."""
+        return set(self.virsh(host, "list", "--all", "--name").split())
+
+    def where(self, name: str) -> list[str]:
+        """Hosts on which a guest is defined."""
+        return [host.name for host in self.fleet.hosts if name in self.guests(host.name)]
+
+    def running(self, name: str) -> list[str]:
+        """Hosts on which a guest runs."""
+        return [host.name for host in self.fleet.hosts if name in self.virsh(host.name, "list", "--name").split()]
+
+    def disk(self, host: str, name: str) -> str:
+        """Path of a guest's first disk."""
+        listed = self.virsh(host, "domblklist", name, "--details").splitlines()
+        return next(line.split()[3] for line in listed if " disk " in line)
+
+    def counted(self, host: str, name: str) -> Counter:
+        """What a guest has counted on its disk."""
+        return self.fleet.host(host).counter(self.disk(host, name))
+
+    def remove(self, *names: str) -> None:
+        """Remove guests with their disks, wherever they are."""
+        doomed = [
+            {
+                "name": name,
+                "host": host.name,
+                "state": "absent",
+                "delete": {"disks": "owned", "nvram": True, "tpm": True},
+            }
+            for host in self.fleet.hosts
+            for name in names
+            if name in self.guests(host.name)
+        ]
+        self.run(doomed, "--tags", "guests").ok()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def installed() -> None:
+    """What is tested is the tarball, installed, as a user has it."""
+    done = subprocess.run(
+        ["sh", "tests/tools/build.sh", "install"], cwd=runner.ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="session")
+def bare(tmp_path_factory: pytest.TempPathFactory, installed: None) -> t.Iterator[Site]:
+    """Two hosts with a Debian and nothing else."""
+    folder = tmp_path_factory.mktemp("site")
+    image = counter.images() / "counter.qcow2"
+    checksum = f"sha256:{hashlib.sha256(image.read_bytes()).hexdigest()}"
+    with Fleet.create(["alpha", "beta"], base="bare") as fleet:
+        for host in fleet.hosts:
+            host.put(image, IMAGE)
+        yield Site(fleet, folder, checksum)
+
+
+@dataclasses.dataclass
+class Built:
+    """The first runs on the bare hosts."""
+
+    web: dict[str, t.Any]
+    check: runner.Run
+    packages_before: list[str]
+    packages_after_check: list[str]
+    first: runner.Run
+    second: runner.Run
+
+
+@pytest.fixture(scope="session")
+def built(bare: Site) -> Built:
+    """Check mode on the bare hosts, then two real runs with one guest on alpha."""
+    web = bare.guest("web", "alpha", autostart=True)
+    fleet_files = ["sh", "-c", "dpkg -l | sort; find /etc /srv /root -xdev -type f | sort | xargs md5sum"]
+
+    def everything() -> list[str]:
+        return [host.run(fleet_files).stdout for host in bare.fleet.hosts]
+
+    before = everything()
+    check = bare.run([web], "--check", "--diff")
+    after = everything()
+    first = bare.run([web], "--diff")
+    return Built(copy.deepcopy(web), check, before, after, first, bare.run([web]))
+
+
+@pytest.fixture
+def site(bare: Site, built: Built) -> Site:
+    """Two Phyllome hosts."""
+    built.first.ok()
+    return bare

@@ -1,0 +1,127 @@
+"""Run Ansible as an admin does: the installed collection, a real inventory, real ssh; and read what it said."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import typing as t
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+CACHE = ROOT / ".cache"
+INSTALLED = CACHE / "installed"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a run of ansible-playbook said."""
+
+    status: int
+    text: str
+    report: dict[str, t.Any]
+
+    @property
+    def stats(self) -> dict[str, dict[str, int]]:
+        """Counters by host."""
+        return t.cast("dict[str, dict[str, int]]", self.report.get("stats", {}))
+
+    @property
+    def changed(self) -> dict[str, int]:
+        """Changed tasks by host."""
+        return {host: counters["changed"] for host, counters in self.stats.items()}
+
+    def results(self) -> t.Iterator[tuple[str, str, dict[str, t.Any]]]:
+        """Host, task and result of everything that ran, in order."""
+        for play in self.report.get("plays", []):
+            for task in play["tasks"]:
+                for host, result in sorted(task["hosts"].items()):
+                    yield host, task["task"]["name"], result
+
+    def changes(self) -> list[tuple[str, str, t.Any]]:
+        """Host, task and diff of each result that changed something: what check mode has to predict."""
+        found = []
+        for host, task, result in self.results():
+            items = result.get("results", [result]) if "item" not in result else [result]
+            for item in items:
+                if isinstance(item, dict) and item.get("changed"):
+                    found.append((host, task, item.get("diff")))
+        return found
+
+    def messages(self) -> str:
+        """Every error message of the run."""
+        said = []
+        for dummy_host, dummy_task, result in self.results():
+            items = [result, *[item for item in result.get("results", []) if isinstance(item, dict)]]
+            said += [str(item["msg"]) for item in items if item.get("failed") and "msg" in item]
+            said += [str(item["msg"]) for item in items if item.get("unreachable") and "msg" in item]
+        return "\n".join(said)
+
+    def ok(self) -> Run:
+        """This run, after making sure that it succeeded everywhere."""
+        assert self.status == 0, f"ansible-playbook ended with {self.status}:\n{self.messages() or self.text[-6000:]}"
+        return self
+
+
+def environment(core: str | None = None) -> dict[str, str]:
+    """The environment of an Ansible that sees only the installed collection.
+
+    Args:
+        core: an ansible-core that ``make setup`` installed besides the main one, for instance ``2.17``.
+    """
+    venv = CACHE / (f"venv-{core}" if core else "venv")
+    return {
+        **os.environ,
+        "PATH": f"{venv}/bin:{os.environ['PATH']}",
+        "ANSIBLE_COLLECTIONS_PATH": str(INSTALLED),
+        "ANSIBLE_PIPELINING": "true",
+        "ANSIBLE_FORKS": "10",
+        "ANSIBLE_INJECT_FACT_VARS": "false",
+        "ANSIBLE_NOCOLOR": "true",
+        "ANSIBLE_RETRY_FILES_ENABLED": "false",
+        "ANSIBLE_DEPRECATION_WARNINGS": "false",
+        "ANSIBLE_CONFIG": os.devnull,
+    }
+
+
+def playbook(
+    name: str | pathlib.Path, inventory: pathlib.Path, *arguments: str, core: str | None = None, timeout: float = 900
+) -> Run:
+    """Run a playbook and read its report."""
+    report = inventory.with_suffix(".report.json")
+    report.unlink(missing_ok=True)
+    done = subprocess.run(
+        ["ansible-playbook", "-i", str(inventory), str(name), *arguments],
+        env={
+            **environment(core),
+            "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json",
+            "ANSIBLE_JSON_INDENT": "0",
+        },
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    start = done.stdout.find("{")
+    try:
+        parsed = json.JSONDecoder().raw_decode(done.stdout[start:])[0] if start >= 0 else {}
+    except json.JSONDecodeError:
+        parsed = {}
+    report.write_text(json.dumps(parsed, indent=1))
+    return Run(done.returncode, done.stdout + done.stderr, parsed)
+
+
+def module(name: str, host: str, inventory: pathlib.Path, arguments: dict[str, t.Any], *flags: str) -> dict[str, t.Any]:
+    """Run one module on one host and return its result."""
+    done = subprocess.run(
+        ["ansible", "-i", str(inventory), host, "-m", name, "-a", json.dumps(arguments), *flags],
+        env={**environment(), "ANSIBLE_LOAD_CALLBACK_PLUGINS": "true", "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    start = done.stdout.find("{")
+    parsed = json.JSONDecoder().raw_decode(done.stdout[start:])[0]
+    return t.cast("dict[str, t.Any]", parsed["plays"][0]["tasks"][0]["hosts"][host])

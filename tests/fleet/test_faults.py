@@ -1,0 +1,142 @@
+"""Whatever dies in the middle of a move: one guest that runs, and running again finishes the job."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import threading
+import time
+import typing as t
+
+import pytest
+
+from ansible_collections.phyllome.virt.tests.fleet import runner
+from ansible_collections.phyllome.virt.tests.fleet.conftest import SITE, Site
+
+SLOW = 1  # MiB/s: long enough to break something in the middle
+
+
+class Watch:
+    """Samples on which hosts a guest executes, all through a test."""
+
+    def __init__(self, site: Site, name: str) -> None:
+        self.site, self.name = site, name
+        self.twice: list[str] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._sample)
+
+    def _sample(self) -> None:
+        while not self._stop.wait(0.2):
+            states = {}
+            for host in self.site.fleet.hosts:
+                done = host.run(["virsh", "-r", "domstate", self.name], check=False)
+                states[host.name] = done.stdout.strip()
+            if list(states.values()).count("running") > 1:
+                self.twice.append(str(states))
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        assert not self.twice, f"{self.name} ran on two hosts at once: {self.twice}"
+
+
+def start_move(site: Site, guests: list[dict[str, t.Any]]) -> subprocess.Popen[bytes]:
+    """Start the playbook and return when the memory or disks of the guest are on their way."""
+    process = subprocess.Popen(
+        ["ansible-playbook", "-i", str(site.inventory(guests)), SITE, "--tags", "guests"],
+        env=runner.environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=(site.folder / "move.log").open("wb"),
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while "Outgoing" not in site.fleet.host("alpha").run(["virsh", "domjobinfo", "mover"], check=False).stdout:
+        assert process.poll() is None, (site.folder / "move.log").read_text()
+        assert time.monotonic() < deadline, "the move did not begin"
+        time.sleep(0.05)
+    return process
+
+
+@pytest.fixture
+def mover(site: Site) -> t.Iterator[dict[str, t.Any]]:
+    """A guest on alpha with enough on its disk for a slow move."""
+    guest = site.guest("mover", "alpha", autostart=True)
+    site.run([guest]).ok()
+    disk = site.disk("alpha", "mover")
+    site.virsh("alpha", "destroy", "mover")
+    site.fleet.host("alpha").run(["qemu-io", "-f", "qcow2", "-c", "write -P 90 16M 24M", disk])
+    site.virsh("alpha", "start", "mover")
+    yield guest
+    site.remove("mover")
+
+
+def leftovers(site: Site, host: str) -> list[str]:
+    """Files of the guest that no definition on this host accounts for, the retained ones aside."""
+    names = site.fleet.host(host).run(["ls", "-A", "/var/lib/libvirt/images"]).stdout.split()
+    return [name for name in names if "mover" in name and "retained" not in name]
+
+
+def finish(site: Site, guest: dict[str, t.Any]) -> None:
+    """Run again: the guest is at beta, once, it went on counting, and nothing is left at alpha."""
+    moved = {**guest, "host": "beta"}
+    site.run([moved], "--tags", "guests").ok()
+    assert site.where("mover") == ["beta"] == site.running("mover")
+    assert leftovers(site, "alpha") == []
+    assert "enable" in site.virsh("beta", "dominfo", "mover").split("Autostart:")[1].split("\n")[0]
+    assert site.run([moved], "--tags", "guests").ok().changed == {"alpha": 0, "beta": 0}
+
+
+@pytest.mark.parametrize(
+    ("host", "victim"),
+    [
+        ("beta", "/usr/sbin/libvirtd"),
+        ("alpha", "/usr/sbin/libvirtd"),
+        ("beta", "qemu-system-x86_64.*guest=mover"),
+        ("alpha", "vm_migrate"),
+    ],
+    ids=["libvirtd at the destination", "libvirtd at the source", "QEMU at the destination", "the module"],
+)
+def test_something_dies_in_the_middle(site: Site, mover: dict[str, t.Any], host: str, victim: str) -> None:
+    before = site.counted("alpha", "mover")
+    site.fleet.host("alpha").run(["virsh", "migrate-setspeed", "mover", str(SLOW)])
+    with Watch(site, "mover"):
+        process = start_move(site, [{**mover, "host": "beta"}])
+        killed = site.fleet.host(host).kill(victim)
+        assert killed
+        process.wait(timeout=180)
+        site.fleet.host("alpha").run(["virsh", "migrate-setspeed", "mover", "1000"], check=False)
+        finish(site, mover)
+    after = site.counted("beta", "mover")
+    assert after.boots == before.boots and after.count >= before.count
+
+
+def test_the_controller_dies_in_the_middle(site: Site, mover: dict[str, t.Any]) -> None:
+    before = site.counted("alpha", "mover")
+    site.fleet.host("alpha").run(["virsh", "migrate-setspeed", "mover", str(SLOW)])
+    with Watch(site, "mover"):
+        process = start_move(site, [{**mover, "host": "beta"}])
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        site.fleet.host("alpha").run(["virsh", "migrate-setspeed", "mover", "1000"], check=False)
+        finish(site, mover)
+    after = site.counted("beta", "mover")
+    assert after.boots == before.boots and after.count >= before.count
+
+
+def test_the_last_reply_is_lost(site: Site, mover: dict[str, t.Any]) -> None:
+    """What makes stock libvirt run a guest twice: the destination's answer to Finish never arrives."""
+    before = site.counted("alpha", "mover")
+    site.fleet.host("alpha").run(["virsh", "migrate-setspeed", "mover", "8"])
+    with Watch(site, "mover"):
+        process = start_move(site, [{**mover, "host": "beta"}])
+        with site.fleet.dropping("beta", "alpha", 16514, side="sport"):
+            process.wait(timeout=240)
+        assert site.running("mover") in (["alpha"], ["beta"])
+        finish(site, mover)
+    after = site.counted("beta", "mover")
+    assert after.boots == before.boots and after.count >= before.count

@@ -1,0 +1,136 @@
+"""The main job: bare hosts, Phyllome hosts, a guest, a move, and back."""
+
+from __future__ import annotations
+
+import time
+import typing as t
+
+import pytest
+
+from ansible_collections.phyllome.virt.tests.fleet.conftest import Built, Site
+
+
+def test_check_mode_on_bare_hosts_writes_nothing(built: Built) -> None:
+    built.check.ok()
+    assert built.packages_after_check == built.packages_before
+    assert all(count > 0 for count in built.check.changed.values())
+
+
+def test_bare_hosts_become_phyllome_hosts(site: Site, built: Built) -> None:
+    built.first.ok()
+    for here, there in (("alpha", "beta"), ("beta", "alpha")):
+        address = site.fleet.host(there).address
+        answer = site.virsh(here, "-c", f"qemu+tls://{address}/system", "hostname")
+        assert answer.strip() == there
+    assert site.running("web") == ["alpha"]
+
+
+def test_the_second_run_changes_nothing(built: Built) -> None:
+    built.second.ok()
+    assert built.second.changed == {"alpha": 0, "beta": 0}
+
+
+@pytest.mark.parametrize("core", ["2.17", "2.21"])
+def test_other_ansible_cores_agree_that_nothing_has_to_change(site: Site, built: Built, core: str) -> None:
+    run = site.run([built.web], core=core).ok()
+    assert run.changed == {"alpha": 0, "beta": 0}
+
+
+def test_nobody_but_the_fleet_reaches_the_ports_of_a_move(site: Site) -> None:
+    # the lab's gateway is no member of the fleet
+    import socket
+
+    for port in (16514, 49152):
+        with pytest.raises(OSError):
+            socket.create_connection((site.fleet.host("alpha").address, port), timeout=1).close()
+
+
+def last_count(site: Site, host: str, name: str) -> t.Any:
+    lines = site.fleet.host(host).console(name, 4)
+    assert lines, f"{name} prints nothing on its console at {host}"
+    return lines[-1]
+
+
+def test_editing_host_moves_the_guest_while_it_runs_and_back(site: Site, built: Built) -> None:
+    for source, destination in (("alpha", "beta"), ("beta", "alpha")):
+        moved = {**built.web, "host": destination}
+        before = last_count(site, source, "web")
+        disk = site.disk(source, "web")
+        allocated = int(site.fleet.host(source).run(["stat", "-c", "%b", disk]).stdout) * 512
+
+        check = site.run([moved], "--check", "--diff").ok()
+        assert site.where("web") == [source]
+        run = site.run([moved], "--diff").ok()
+        assert check.changes() == run.changes()
+        assert sum(run.changed.values()) == 1
+
+        assert site.where("web") == [destination] == site.running("web")
+        after = last_count(site, destination, "web")
+        assert after.boots == before.boots
+        assert after.count > before.count
+        deadline = time.monotonic() + 10
+        while site.counted(destination, "web") < before and time.monotonic() < deadline:
+            time.sleep(0.3)
+        assert site.counted(destination, "web") >= before
+        assert "enable" in site.virsh(destination, "dominfo", "web").split("Autostart:")[1]
+
+        arrived = int(site.fleet.host(destination).run(["stat", "-c", "%b", disk]).stdout) * 512
+        assert arrived <= allocated * 1.05 + 1024**2
+        left = site.fleet.host(source).run(["sh", "-c", f"ls -A {disk.rsplit('/', 1)[0]}"]).stdout
+        assert disk.rsplit("/", 1)[1] not in left.split()
+        assert "retained" in left
+
+        again = site.run([moved]).ok()
+        assert again.changed == {"alpha": 0, "beta": 0}
+
+
+def test_check_mode_predicts_new_changed_and_removed_guests(site: Site) -> None:
+    first = [site.guest("one", "alpha", memory="64MiB"), site.guest("two", "beta", state="stopped")]
+    check = site.run(first, "--check", "--diff").ok()
+    assert site.where("one") == [] and site.where("two") == []
+    run = site.run(first, "--diff").ok()
+    assert check.changes() == run.changes() and len(run.changes()) == 2
+    assert site.running("one") == ["alpha"] and site.running("two") == []
+
+    second = [{**first[0], "memory": "80MiB"}, {**first[1], "state": "absent", "delete": {"disks": "owned"}}]
+    check = site.run(second, "--check", "--diff").ok()
+    run = site.run(second, "--diff").ok()
+    assert check.changes() == run.changes() and len(run.changes()) == 2
+    assert site.where("two") == []
+    assert site.run(second).ok().changed == {"alpha": 0, "beta": 0}
+    site.remove("one")
+
+
+def test_a_guest_with_secure_boot_and_tpm_moves_with_its_variables_and_its_tpm(site: Site) -> None:
+    win = {
+        "name": "win11",
+        "host": "alpha",
+        "profile": "windows11",
+        "memory": "512MiB",
+        "vcpus": 1,
+        "disks": [{"id": "root", "size": "1GiB"}],
+    }
+    site.run([win]).ok()
+    # long enough for the firmware to write its own variables and to use the TPM
+    site.fleet.host("alpha").run(["sleep", "15"])
+    uuid = site.virsh("alpha", "domuuid", "win11").strip()
+    xml = site.virsh("alpha", "dumpxml", "win11")
+    nvram = xml.split("<nvram", 1)[1].split(">", 1)[1].split("<", 1)[0]
+    tpm = f"/var/lib/libvirt/swtpm/{uuid}/tpm2/tpm2-00.permall"
+
+    def pieces(host: str) -> list[bytes]:
+        return [site.fleet.host(host).read(path) for path in (nvram, tpm)]
+
+    before = pieces("alpha")
+    run = site.run([{**win, "host": "beta"}]).ok()
+    assert site.running("win11") == ["beta"]
+    assert pieces("beta") == before
+    moved = next(
+        item
+        for dummy_host, task, result in run.results()
+        if "Move guests away" in task
+        for item in result.get("results", [])
+    )
+    assert moved["classification"] == 2
+    assert site.run([{**win, "host": "beta"}]).ok().changed == {"alpha": 0, "beta": 0}
+    site.remove("win11")

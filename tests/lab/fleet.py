@@ -306,7 +306,7 @@ class Fleet:
         ends = (self.host(source).port, self.host(target).port)
         rule = network.drop_rule(*ends, port, protocol, side)
         printed = call("nft", "--echo", "--handle", "add", "rule", "bridge", self._table, "faults", *rule.split())
-        return int(printed.rsplit("handle", 1)[1])
+        return network.handle(printed)
 
     def undrop(self, handle: int) -> None:
         """End what `drop` began."""

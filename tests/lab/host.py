@@ -19,7 +19,7 @@ from pathlib import Path
 
 from . import base, cgroup, network, outer
 from .base import Base
-from .counter import Counter, parse_console, parse_counter
+from .counter import SECTOR, Counter, parse_console, parse_counter
 from .errors import LabError, call, describe
 from .process import Process, start_time
 
@@ -285,10 +285,11 @@ class Host:
     def counter(self, disk: str) -> Counter:
         """What a counter guest has written to its disk, running or not, raw or qcow2."""
         script = (
-            'f=$(mktemp) && qemu-img dd -U -O raw bs=512 skip=1 count=1 if="$1" of="$f" >&2 && cat "$f"; s=$?; '
+            'f=$(mktemp) && qemu-img dd -U -O raw bs=512 count=2 if="$1" of="$f" >&2 && cat "$f"; s=$?; '
             'rm -f "$f"; exit $s'
         )
-        return parse_counter(self.run_bytes(["sh", "-c", script, "sh", disk]).stdout)
+        sectors = self.run_bytes(["sh", "-c", script, "sh", disk]).stdout
+        return parse_counter(sectors[SECTOR : 2 * SECTOR])
 
     def console_text(self, guest: str, seconds: float, uri: str = "qemu:///system") -> str:
         """What a guest prints on its serial console in the next `seconds`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from pathlib import Path
 
 from .errors import LabError, call
@@ -73,6 +74,14 @@ def drop_rule(source: str, target: str, number: int, protocol: str = "tcp", side
     if side not in ("dport", "sport") or protocol not in ("tcp", "udp"):
         raise LabError(f"cannot drop by {protocol} {side}")
     return f'iifname "{source}" oifname "{target}" {protocol} {side} {number} counter drop'
+
+
+def handle(printed: str) -> int:
+    """The number of the rule that `nft --echo --handle` says it has added."""
+    found = re.search(r"# handle (\d+)$", printed, re.M)
+    if not found:
+        raise LabError(f"nft did not say which rule it added: {printed!r}")
+    return int(found.group(1))
 
 
 def up(number: int) -> None:

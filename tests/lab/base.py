@@ -31,13 +31,11 @@ MASKED = (
     "systemd-networkd-wait-online.service",
 )
 #: The lab's hosts are thrown away, so nothing in them has to survive a loss of power.
-DPKG = "\n".join(
-    (
-        "force-unsafe-io",
-        "path-exclude=/usr/share/doc/*",
-        "path-exclude=/usr/share/man/*",
-        "path-exclude=/usr/share/locale/*",
-    )
+DPKG = (
+    "force-unsafe-io",
+    "path-exclude=/usr/share/doc/*",
+    "path-exclude=/usr/share/man/*",
+    "path-exclude=/usr/share/locale/*",
 )
 
 _INSTALL = """
@@ -125,7 +123,7 @@ def _build_bare(folder: Path) -> None:
         "--skip=cleanup/apt/lists",
         f"--include={','.join(packages.BARE)}",
         f"--aptopt={settings}",
-        *(f"--dpkgopt={line}" for line in DPKG.splitlines()),
+        *(f"--dpkgopt={line}" for line in DPKG),
         outer.release(),
         str(tree),
         *map(str, outer.apt_sources()),
@@ -143,14 +141,12 @@ def _build_bare(folder: Path) -> None:
 
 def _build_ready(folder: Path, bare: Base) -> None:
     layer, work, tree = (folder / name for name in ("tree", "work", "mounted"))
-    for path in (layer, work, tree):
-        path.mkdir(mode=0o755)
+    for made in (layer, work, tree):
+        made.mkdir(mode=0o755)
     for path, content in outer.files():
         write(bare, layer, path, content)
     options = mount_options(bare.layers, layer, work)
     _contained("sh", "-c", _INSTALL, "sh", str(tree), str(archives()), options, *packages.LIBVIRT)
-    for path in (layer / "etc/ssh").glob("ssh_host_*"):
-        path.unlink()
     shutil.rmtree(work)
     tree.rmdir()
 

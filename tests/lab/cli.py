@@ -13,6 +13,8 @@ from . import base, counter, fleet
 from .cache import say
 from .errors import LabError
 from .fleet import Fleet
+from .host import ENVIRONMENT
+from .paths import cache_dir
 
 DEFAULT = "default"
 
@@ -63,8 +65,6 @@ def _ssh(options: argparse.Namespace) -> None:
 
 
 def _exec(options: argparse.Namespace) -> int:
-    from .host import ENVIRONMENT
-
     argv = Fleet.open(options.fleet).host(options.host).entering(options.command or ["bash"])
     environment = {**ENVIRONMENT, "TERM": os.environ.get("TERM", "dumb")}
     return subprocess.run(argv, env=environment, check=False).returncode
@@ -80,6 +80,12 @@ def _gc(options: argparse.Namespace) -> None:
     del options
     gone = fleet.collect()
     say(f"removed {len(gone)} abandoned fleets" if gone else "nothing was left over")
+
+
+def _clean(options: argparse.Namespace) -> None:
+    del options
+    for name in fleet.clean(cache_dir()):
+        say(f"removed fleet {name}")
 
 
 def _kill(options: argparse.Namespace) -> None:
@@ -153,6 +159,7 @@ def parser() -> argparse.ArgumentParser:
         command(name, run, text, parents=[of_host]).add_argument("command", nargs=argparse.REMAINDER)
     command("build", _build, "only make the caches")
     command("gc", _gc, "remove what crashed labs have left")
+    command("clean", _clean, "remove all fleets of this checkout, so that its cache can go")
 
     faults = command("fault", None, "break something on purpose")
     commands = faults.add_subparsers(required=True, metavar="fault")

@@ -38,7 +38,10 @@ def parse_counter(sector: bytes) -> Counter:
 
 def parse_console(text: str) -> list[Counter]:
     """Every whole line the guest has printed; a first line that was caught half is left out."""
-    return [Counter(int(boots), int(count)) for boots, count in re.findall(r"boot (\d+) count (\d+)(?: write error)?\r?\n", text)]
+    return [
+        Counter(int(boots), int(count))
+        for boots, count in re.findall(r"boot (\d+) count (\d+)(?: write error)?\r?\n", text)
+    ]
 
 
 def _build(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 from collections.abc import Sequence
 
@@ -12,7 +13,7 @@ class LabError(RuntimeError):
 
 def describe(argv: Sequence[str], status: int, output: bytes) -> str:
     """One message for a program that failed, ending with the last of what it printed."""
-    return f"{' '.join(argv)!r} exited with {status}: {output.decode(errors='replace').strip()[-2000:]}"
+    return f"{shlex.join(argv)} exited with {status}: {output.decode(errors='replace').strip()[-2000:]}"
 
 
 def call(*argv: str, check: bool = True, input: bytes | None = None) -> str:

@@ -55,12 +55,12 @@ class Record:
 
     @classmethod
     def load(cls, folder: Path) -> Record | None:
-        """Read a record; None if there is none that can be trusted."""
+        """Read a record; None if there is none, or one of another version of the lab."""
         try:
             data = json.loads((folder / "fleet.json").read_text())
             owner = Process(**data["owner"]) if data["owner"] else None
             return cls(**{**data, "layers": tuple(data["layers"]), "hosts": tuple(data["hosts"]), "owner": owner})
-        except (OSError, ValueError, TypeError, KeyError):
+        except (FileNotFoundError, TypeError, KeyError):
             return None
 
 
@@ -88,10 +88,14 @@ def free_number(taken: set[int]) -> int:
     raise LabError("255 fleets are up: remove some (`lab list`, `lab down`)")
 
 
+def recorded() -> dict[int, Record | None]:
+    """All fleets that are written down; None for one that another version of the lab has written."""
+    return {int(path.parent.name): Record.load(path.parent) for path in STATE.glob("*/fleet.json")}
+
+
 def records() -> list[Record]:
-    """All fleets that are written down, by number."""
-    found = (Record.load(path) for path in STATE.glob("[0-9]*"))
-    return sorted((record for record in found if record), key=lambda record: record.number)
+    """The fleets this lab knows how to handle, by number."""
+    return [record for _, record in sorted(recorded().items()) if record]
 
 
 def _remove(number: int) -> None:
@@ -105,22 +109,26 @@ def _remove(number: int) -> None:
             host.close_ssh()
             host.keep_packages()
     network.down(number)
-    for path in Path("/run/systemd/nspawn/propagate").glob(f"phl{number}h*"):
-        path.rmdir()
     # a folder without a record belongs to nobody, so it is the record that goes first
     (folder / "fleet.json").unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
-    if not records() and _FORWARD_BEFORE.exists():
+    if not recorded() and _FORWARD_BEFORE.exists():
         network.FORWARD.write_text(_FORWARD_BEFORE.read_text())
         _FORWARD_BEFORE.unlink()
 
 
+def abandoned(known: dict[int, Record | None], number: int) -> bool:
+    """Whether what there is of fleet `number` can go: nothing is written of it, or nobody wants it."""
+    record = known.get(number)
+    return record.abandoned if record else number not in known
+
+
 def _collect() -> list[int]:
     """Remove what crashed labs left. Needs the lock."""
-    known = {record.number: record for record in records()}
+    known = recorded()
     groups = (path.name.removeprefix(cgroup.PREFIX).split("-")[0] for path in cgroup.root().glob(f"{cgroup.PREFIX}*"))
     seen = {int(path.name) for path in STATE.glob("[0-9]*")} | network.leftovers() | {int(text) for text in groups}
-    gone = sorted(number for number in seen if number not in known or known[number].abandoned)
+    gone = sorted(number for number in seen if abandoned(known, number))
     for number in gone:
         _remove(number)
     return gone
@@ -130,6 +138,15 @@ def collect() -> list[int]:
     """Remove what crashed labs left and return the numbers of those fleets."""
     with locked(_LOCK):
         return _collect()
+
+
+def clean(checkout_cache: Path) -> list[str]:
+    """Remove every fleet that stands on a base of this cache, and what crashed labs left."""
+    doomed = [r for r in records() if any(Path(layer).is_relative_to(checkout_cache) for layer in r.layers)]
+    for record in doomed:
+        Fleet(record).down()
+    collect()
+    return [record.name for record in doomed]
 
 
 def _hosts(record: Record) -> list[Host]:
@@ -158,11 +175,10 @@ class Fleet:
         model = BASES[base]()
         with locked(_LOCK):
             _collect()
-            known = records()
-            if any(record.name == name for record in known):
+            if any(record.name == name for record in records()):
                 raise LabError(f"a fleet {name!r} is up already: remove it with `lab down --fleet {name}`")
-            number = free_number({record.number for record in known})
-            if not known:
+            number = free_number(set(recorded()))
+            if not recorded():
                 _FORWARD_BEFORE.write_text(network.FORWARD.read_text())
             layers = tuple(map(str, model.layers))
             record = Record(number, name, base, layers, (), boot_id(), Process.current())
@@ -193,9 +209,10 @@ class Fleet:
         self.record.save()
         addresses = {host.name: host.address for host in self.hosts}
         new = [self.host(name) for name in hosts]
+        authorised = self.key.with_suffix(".pub").read_text()
         with (self.record.folder / "known_hosts").open("a") as known:
             for host in new:
-                known.write(f"{host.address} {host.prepare(self._base, addresses, self.key.with_suffix('.pub').read_text())}")
+                known.write(f"{host.address} {host.prepare(self._base, addresses, authorised)}")
         for host in self.hosts:
             if host not in new and host.running:
                 lines = "".join(f"{other.address} {other.name}\n" for other in new)

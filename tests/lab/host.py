@@ -31,9 +31,11 @@ ENVIRONMENT = {
 }
 
 #: Keeps a host going: joins the host's cgroup, mounts its tree where only it and its children see
-#: it, and starts the container again whenever that asks for a reboot (exit status 133).
+#: it, and starts the container again whenever that asks for a reboot (exit status 133). What
+#: systemd-nspawn itself keeps of a container is hidden with the tree, and so goes with it.
 _KEEPER = """
 echo $$ > "$1/cgroup.procs" && mount -t overlay lab -o "$2" "$3" || exit 1
+mkdir -p /run/systemd/nspawn && mount -t tmpfs lab /run/systemd/nspawn || exit 1
 shift 3
 while :; do "$@"; test $? -eq 133 || exit; done
 """
@@ -96,8 +98,8 @@ class Host:
     def prepare(self, model: Base, hosts: Mapping[str, str], authorised: str) -> str:
         """Write what makes this host itself; return its ssh host key."""
         upper = self.folder / "upper"
-        for path in (upper, self.folder / "work", self.folder / "root"):
-            path.mkdir(parents=True, mode=0o755)
+        for folder in (upper, self.folder / "work", self.folder / "root"):
+            folder.mkdir(parents=True, mode=0o755)
         files = dict(outer.files())
         files["etc/hostname"] = f"{self.name}\n".encode()
         files["etc/hosts"] += "".join(f"{address} {name}\n" for name, address in hosts.items()).encode()

@@ -8,9 +8,12 @@ mkdir -p .cache/dist
 rm -f .cache/dist/phyllome-virt-*.tar.gz
 .cache/venv/bin/ansible-galaxy collection build --force --output-path .cache/dist "$tree"
 if [ "${1:-}" = install ]; then
-    rm -rf .cache/installed
+    fresh=.cache/installed.$$
+    trap 'rm -rf "$fresh"' EXIT
     # Offline: dependencies come from the environment, and no server is asked.
     .cache/venv/bin/ansible-galaxy collection install --offline \
-        .cache/dist/phyllome-virt-*.tar.gz -p .cache/installed
+        .cache/dist/phyllome-virt-*.tar.gz -p "$fresh"
+    rm -rf .cache/installed
+    mv "$fresh" .cache/installed
     echo "ANSIBLE_COLLECTIONS_PATH=$PWD/.cache/installed"
 fi

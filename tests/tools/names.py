@@ -387,7 +387,7 @@ class Checker:
             self.other_kind("playbook", short)
 
     def variable(self, name: str, value: object) -> None:
-        if name == GUESTS:
+        if name == GUESTS and GUEST_MODULE in self.known.options:
             guest = {**self.known.guest(), "host": {}}
             for entry in as_list(value):
                 self.options(guest, entry, name)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Run ``ansible-test sanity`` of one ansible-core on a copy of the collection.
 
-``sanity.py 2.19 [arguments of ansible-test sanity]``
+``sanity.py 2.19 [arguments of ansible-test sanity]`` shows only what is wrong; the rest is in .cache/logs.
 
 Two things need help where only package registries can be reached:
 
@@ -76,7 +76,18 @@ def main(version: str, arguments: list[str]) -> int:
         str(core.bin / "ansible-test"), "sanity", "--local", "--python", python, "--requirements",
         "--color", "no", *arguments,
     ]  # fmt: skip
-    return subprocess.run(command, cwd=target, env=environment, stdin=subprocess.DEVNULL).returncode
+    log = venvs.CACHE / "logs" / f"sanity-{version}.log"
+    log.parent.mkdir(exist_ok=True)
+    with log.open("w") as file:
+        status = subprocess.run(
+            command, cwd=target, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file
+        ).returncode
+    if status:
+        lines = log.read_text(errors="replace").splitlines()
+        errors = [line for line in lines if line.startswith(("ERROR:", "FATAL:"))]
+        print("\n".join(errors or lines[-40:]))
+        print(f"(all of it: {log.relative_to(venvs.ROOT)})")
+    return status
 
 
 if __name__ == "__main__":

@@ -18,16 +18,16 @@ if command -v dpkg-query >/dev/null; then
     if [ -n "$missing" ] && [ "$(id -u)" -eq 0 ]; then
         echo "setup: apt-get install$missing"
         export DEBIAN_FRONTEND=noninteractive
-        mkdir -p .cache
+        mkdir -p .cache/logs
         # A run that was killed may have left packages half configured; a lock may be held by another apt.
         dpkg --configure -a
         # shellcheck disable=SC2086 # a list of package names
         if ! {
             apt-get -q -o DPkg::Lock::Timeout=300 update &&
                 apt-get -q -y -o DPkg::Lock::Timeout=300 install --no-install-recommends $missing
-        } >.cache/apt.log 2>&1; then
-            tail -n 30 .cache/apt.log
-            echo "setup: apt-get failed, see .cache/apt.log" >&2
+        } >.cache/logs/apt.log 2>&1; then
+            tail -n 30 .cache/logs/apt.log
+            echo "setup: apt-get failed, see .cache/logs/apt.log" >&2
             exit 1
         fi
     elif [ -n "$missing" ]; then

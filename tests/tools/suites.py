@@ -17,6 +17,7 @@ import results
 import venvs
 
 ROOT = venvs.ROOT
+LAB_LOG = venvs.CACHE / "logs" / "lab-build.log"
 MAIN = venvs.CACHE / "venv" / "bin"
 
 
@@ -65,7 +66,8 @@ def start_lab() -> subprocess.Popen[bytes] | None:
     lab = ROOT / "tests" / "lab" / "lab"
     if not lab.exists():
         return None
-    with open(venvs.CACHE / "lab-build.log", "wb") as log:
+    (venvs.CACHE / "logs").mkdir(exist_ok=True)
+    with open(LAB_LOG, "wb") as log:
         return subprocess.Popen([str(lab), "build"], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
 
@@ -74,7 +76,7 @@ def finish_lab(build: subprocess.Popen[bytes] | None) -> dict[str, bool]:
         return {}
     if build.wait() == 0:
         return {}
-    log = (venvs.CACHE / "lab-build.log").read_text(errors="replace")
+    log = LAB_LOG.read_text(errors="replace")
     print("== the lab could not be built\n" + "\n".join(log.splitlines()[-40:]), flush=True)
     return {"lab-build": False}
 

@@ -24,6 +24,7 @@ OURS_ALONE = (
     "tests/metal/",
     "tests/requirements/",
     "tests/tools/",
+    "tests/unit/lab/",
     "tests/unit/tools/",
 )
 

@@ -1,0 +1,295 @@
+# Copyright: Contributors to the phyllome.virt project
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""A guest as libvirt's XML tells it: our marker, pending changes, what a report says. All pure.
+
+PRIVATE to the collection: no promise of stability for users outside of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import typing as t
+
+from .._core import xml
+from . import migratable
+from .tables import CDROMS, DISKS, DOMAIN, KINDS, NETWORKS, DeviceKind, device_id
+
+if t.TYPE_CHECKING:
+    from .._core.xml import Element
+
+_MARKER = f"metadata/{{{xml.GUEST_NS}}}guest"
+_VERSION = "1"
+
+
+@dataclasses.dataclass(frozen=True)
+class Volume:
+    """A disk's file that is ours: we made it, or will.
+
+    Attributes:
+        id: the disk's.
+        path: of the file.
+        made: False from the definition of the disk until the file is complete. So a run that was cut off knows
+            whether a missing file was never made or has vanished.
+    """
+
+    id: str
+    path: str
+    made: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Marker:
+    """Our element in the domain's metadata.
+
+    Attributes:
+        profile: that the guest was made from; None for an adopted one.
+        protected: whether removal is refused.
+        devices: ids of the devices that we made or were told to take over.
+        volumes: files that are ours.
+    """
+
+    profile: str | None
+    protected: bool = False
+    devices: tuple[str, ...] = ()
+    volumes: tuple[Volume, ...] = ()
+
+    def volume(self, disk: str) -> Volume | None:
+        """Our file of that disk."""
+        return next((volume for volume in self.volumes if volume.id == disk), None)
+
+    def made(self, ids: t.Container[str]) -> Marker:
+        """The same with these files complete."""
+        return dataclasses.replace(
+            self,
+            volumes=tuple(
+                dataclasses.replace(volume, made=True) if volume.id in ids else volume for volume in self.volumes
+            ),
+        )
+
+    def element(self) -> Element:
+        """The element, in our namespace."""
+        return self._fill(xml.parse(f'<phyllome:guest xmlns:phyllome="{xml.GUEST_NS}"/>'), f"{{{xml.GUEST_NS}}}")
+
+    def fragment(self) -> Element:
+        """The element as virDomainSetMetadata takes it: libvirt adds the namespace."""
+        return self._fill(xml.element("guest"), "")
+
+    def _fill(self, root: Element, namespace: str) -> Element:
+        root.set("version", _VERSION)
+        if self.profile:
+            root.set("profile", self.profile)
+        root.set("protected", "yes" if self.protected else "no")
+        for device in self.devices:
+            xml.child(root, f"{namespace}device", None, id=device)
+        for volume in self.volumes:
+            made = "yes" if volume.made else "no"
+            xml.child(root, f"{namespace}volume", None, id=volume.id, path=volume.path, made=made)
+        return root
+
+
+def marker(root: Element) -> Marker | None:
+    """Our marker in a domain's element; None when the guest is not ours."""
+    found = xml.first(root, _MARKER)
+    if found is None:
+        return None
+    return Marker(
+        profile=found.get("profile"),
+        protected=found.get("protected") == "yes",
+        devices=tuple(device.get("id", "") for device in found.findall(f"{{{xml.GUEST_NS}}}device")),
+        volumes=tuple(
+            Volume(volume.get("id", ""), volume.get("path", ""), volume.get("made") == "yes")
+            for volume in found.findall(f"{{{xml.GUEST_NS}}}volume")
+        ),
+    )
+
+
+def set_marker(root: Element, wanted: Marker) -> None:
+    """Put our marker into a domain's element; other namespaces stay as they are."""
+    xml.drop(root, _MARKER)
+    xml.ensure(root, "metadata").append(wanted.element())
+
+
+def migration(root: Element) -> dict[str, str] | None:
+    """The mark that a move leaves in the guest (``op_id``, ``source``, ``destination``, ``phase``, ...); None without."""
+    found = xml.first(root, f"metadata/{{{xml.MIGRATION_NS}}}migration")
+    return None if found is None else {str(name): str(value) for name, value in found.attrib.items()}
+
+
+def moving(root: Element) -> bool:
+    """Whether a move of ours has begun and not finished."""
+    mark = migration(root)
+    return mark is not None and mark.get("phase") != "done"
+
+
+def device(kind: DeviceKind, root: Element, wanted: str) -> Element | None:
+    """The device with that id."""
+    return next((found for found in kind.elements(root) if device_id(found) == wanted), None)
+
+
+def matched(kind: DeviceKind, live: Element, config: Element) -> list[tuple[Element | None, Element | None]]:
+    """The running guest's devices beside those of its definition: same id, else same target name or MAC address."""
+    left = kind.elements(live)
+    pairs: list[tuple[Element | None, Element | None]] = []
+    for defined in kind.elements(config):
+        label, other = kind.label(defined), kind.fallback.read(defined)
+        twin = next((found for found in left if kind.label(found) == label), None)
+        if twin is None:
+            twin = next(
+                (
+                    found
+                    for found in left
+                    if kind.fallback.read(found) == other and None in (device_id(found), device_id(defined))
+                ),
+                None,
+            )
+        if twin is not None:
+            left.remove(twin)
+        pairs.append((twin, defined))
+    return pairs + [(found, None) for found in left]
+
+
+def pending(live: Element | None, config: Element) -> list[dict[str, t.Any]]:
+    """What the definition says and the running guest does not have yet: it waits for a power cycle.
+
+    Args:
+        live: the running guest's element; None when it is off, and nothing waits then.
+        config: that of its definition.
+    """
+    if live is None:
+        return []
+    waiting = []
+    for group, rows in DOMAIN.items():
+        for row in rows:
+            now, then = row.read(live), row.read(config)
+            if now != then:
+                path = f"{group}.{row.option}" if group else row.option
+                waiting.append(_change(path, _shown(row, now), _shown(row, then)))
+    for kind in KINDS:
+        for running, defined in matched(kind, live, config):
+            if running is None or defined is None:
+                known = defined if running is None else running
+                told = summary(kind, known)  # type: ignore[arg-type]
+                path = f"{kind.option}.{kind.label(known)}"  # type: ignore[arg-type]
+                waiting.append(_change(path, None, told) if running is None else _change(path, told, None))
+                continue
+            for row in kind.rows:
+                now, then = row.read(running), row.read(defined)
+                if now != then:
+                    waiting.append(_change(f"{kind.option}.{kind.label(defined)}.{row.option}", now, then))
+    return waiting
+
+
+def _change(path: str, before: t.Any, after: t.Any) -> dict[str, t.Any]:
+    return {"path": path, "from": before, "to": after}
+
+
+def _shown(row: t.Any, value: t.Any) -> t.Any:
+    return None if value is None else row.kind.show(value)
+
+
+def summary(kind: DeviceKind, found: Element) -> str:
+    """A device in one word: its file, or the network it is on."""
+    for row in kind.rows:
+        if row.option in ("path", "network", "bridge") and row.read(found):
+            return str(row.read(found))
+    return "empty"
+
+
+def slots_free(root: Element) -> int:
+    """PCIe ports that nothing is plugged into: so many devices can be added while the guest runs."""
+    ports = {
+        found.get("index")
+        for found in root.findall("devices/controller[@type='pci']")
+        if found.get("model") == "pcie-root-port"
+    }
+    used = {str(int(found.get("bus", "0"), 16)) for found in root.findall("devices/*/address[@type='pci']")}
+    return len(ports - used)
+
+
+def agent_connected(root: Element) -> bool:
+    """Whether the guest's agent is connected and can be asked."""
+    return xml.first(root, "devices/channel/target[@name='org.qemu.guest_agent.0'][@state='connected']") is not None
+
+
+def report(guest: t.Any, addresses: t.Sequence[str]) -> dict[str, t.Any]:
+    """What users get to see of a guest.
+
+    Args:
+        guest: a ``read.Guest``.
+        addresses: as they were found.
+    """
+    config = guest.config
+    now = config if guest.live is None else guest.live
+    ours = marker(config)
+    blocks = guest.blocks
+    return {
+        "name": guest.name,
+        "uuid": guest.uuid,
+        "state": guest.state,
+        "state_reason": guest.reason,
+        "owned": ours is not None,
+        "migration": migration(config),
+        "owner": {
+            "marker": ours is not None,
+            "profile": ours.profile if ours else None,
+            "protected": ours.protected if ours else None,
+            "devices": list(ours.devices) if ours else [],
+            "volumes": [volume.path for volume in ours.volumes] if ours else [],
+        },
+        "persistent": guest.persistent,
+        "autostart": guest.autostart,
+        "type": now.get("type"),
+        "machine": now.find("os/type").get("machine"),
+        "memory": DOMAIN[""][0].read(now),
+        "vcpus": DOMAIN[""][1].read(now),
+        "firmware": {row.option: row.read(now) for row in DOMAIN["firmware"]},
+        "tpm": {row.option: row.read(now) for row in DOMAIN["tpm"]},
+        "addresses": list(addresses),
+        "disks": [
+            {
+                "id": device_id(found),
+                "target": found.find("target").get("dev"),
+                "bus": DISKS.row("bus").read(found),
+                "path": DISKS.row("path").read(found),
+                "format": DISKS.row("format").read(found),
+                "capacity": blocks.get(found.find("target").get("dev"), (None, None))[0],
+                "allocation": blocks.get(found.find("target").get("dev"), (None, None))[1],
+            }
+            for found in DISKS.elements(now)
+        ],
+        "cdroms": [
+            {"id": device_id(found), "target": found.find("target").get("dev"), "path": CDROMS.row("path").read(found)}
+            for found in CDROMS.elements(now)
+        ],
+        "networks": [
+            {
+                "id": device_id(found),
+                **{option: NETWORKS.row(option).read(found) for option in ("network", "bridge", "mac", "model")},
+            }
+            for found in NETWORKS.elements(now)
+        ],
+        "graphics": [
+            {
+                "type": found.get("type"),
+                "listen": found.get("listen"),
+                "port": int(found.get("port", "-1")) if int(found.get("port", "-1")) > 0 else None,
+            }
+            for found in now.findall("devices/graphics")
+        ],
+        "hotplug_slots_free": slots_free(now),
+        "snapshots": guest.snapshots,
+        "managed_save": guest.managed_save,
+        "pending": pending(guest.live, config),
+        "migratable": migratable.judge(
+            now, persistent=guest.persistent, snapshots=guest.snapshots, checkpoints=guest.checkpoints
+        ),
+    }
+
+
+def store_directory(session: bool) -> str:
+    """Where libvirt keeps UEFI variable stores (src/qemu/qemu_conf.c)."""
+    base = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    return f"{base}/libvirt/qemu/nvram" if session else "/var/lib/libvirt/qemu/nvram"

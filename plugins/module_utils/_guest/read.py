@@ -1,0 +1,498 @@
+# Copyright: Contributors to the phyllome.virt project
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Look at libvirt and at the host: guests, and all that a plan for one of them depends on. Decides nothing.
+
+PRIVATE to the collection: no promise of stability for users outside of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import typing as t
+import urllib.parse
+
+from .._core import virt, xml
+from .._core.errors import PhyllomeError
+from .._core.names import guest_uuid
+from . import domain, storage
+from .spec import Device, Wanted
+from .tables import CDROMS, DISKS, DOMAIN, NETWORKS
+
+if t.TYPE_CHECKING:
+    from .._core.xml import Element
+
+STATES = {
+    0: "unknown",
+    1: "running",
+    2: "running",
+    3: "paused",
+    4: "stopping",
+    5: "stopped",
+    6: "crashed",
+    7: "suspended",
+}
+"""virDomainState (https://libvirt.org/html/libvirt-libvirt-domain.html#virDomainState)."""
+
+_REASONS = {
+    "running": (
+        "unknown",
+        "booted",
+        "migrated",
+        "restored",
+        "snapshot",
+        "unpaused",
+        "migration canceled",
+        "save canceled",
+        "wakeup",
+        "crashed",
+        "postcopy",
+        "postcopy failed",
+    ),
+    "paused": (
+        "unknown",
+        "user",
+        "migration",
+        "save",
+        "dump",
+        "ioerror",
+        "watchdog",
+        "snapshot",
+        "shutting down",
+        "taking snapshot",
+        "crashed",
+        "starting up",
+        "postcopy",
+        "postcopy failed",
+        "api error",
+    ),
+    "stopped": (
+        "unknown",
+        "shutdown",
+        "destroyed",
+        "crashed",
+        "migrated",
+        "saved",
+        "failed",
+        "snapshot",
+        "daemon",
+    ),
+}
+
+_MIGRATION_JOBS = (5, 6)
+"""virDomainJobOperation: MIGRATION_IN and MIGRATION_OUT."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Guest:
+    """A domain, as it was when we looked.
+
+    Attributes:
+        state: a word of ``STATES``.
+        reason: libvirt's reason for it.
+        config: element of the definition.
+        live: element of the running guest; None when it is off.
+        blocks: bytes of capacity and of allocation, by target name; a disk whose file cannot be read is not there.
+        migrating: whether libvirt is moving it right now.
+    """
+
+    name: str
+    uuid: str
+    state: str
+    reason: str
+    persistent: bool
+    autostart: bool
+    config: Element
+    live: Element | None
+    blocks: t.Mapping[str, tuple[int, int]]
+    managed_save: bool
+    snapshots: int | None
+    checkpoints: int | None
+    migrating: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Pool:
+    """A storage pool: its type, its directory, whether it is active."""
+
+    type: str
+    directory: str | None
+    active: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Host:
+    """What this host's libvirt and QEMU offer to a new guest.
+
+    Attributes:
+        type: ``kvm``, or ``qemu`` where there is no hardware virtualisation.
+        arch: of the host.
+        hyperv: names of the enlightenments; None when libvirt does not tell.
+        video, graphics, tpm: models and types.
+        uefi, secure_boot: whether there is firmware for it.
+        store: directory of UEFI variable stores.
+    """
+
+    type: str
+    arch: str
+    hyperv: frozenset[str] | None
+    video: frozenset[str]
+    graphics: frozenset[str]
+    tpm: frozenset[str]
+    uefi: bool
+    secure_boot: bool
+    store: str
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """All that a plan depends on besides the guest itself; None and a missing key mean that it was not looked at.
+
+    Attributes:
+        host: see Host; only where something new needs it.
+        memory: bytes of the host.
+        namesake: uuid and name of another domain that has the guest's name or uuid.
+        pools: by name; None for one that does not exist.
+        networks: whether it is active, by name; None for one that does not exist.
+        bridges: True, or None for one that does not exist, by name.
+        paths: path of each declared disk's file, by id.
+        exists: whether there is a file, by path.
+        images: what is in a file, by path, or why it is no image.
+        chains: files of a disk from its overlay down to its base, by path of the overlay.
+        free: bytes that are free, by directory.
+        users: names of other guests that use a file, by path.
+        libvirt: its version, as virConnectGetLibVersion has it.
+    """
+
+    host: Host | None = None
+    memory: int = 0
+    namesake: tuple[str, str] | None = None
+    pools: t.Mapping[str, Pool | None] = dataclasses.field(default_factory=dict)
+    networks: t.Mapping[str, bool | None] = dataclasses.field(default_factory=dict)
+    bridges: t.Mapping[str, bool | None] = dataclasses.field(default_factory=dict)
+    paths: t.Mapping[str, str] = dataclasses.field(default_factory=dict)
+    exists: t.Mapping[str, bool] = dataclasses.field(default_factory=dict)
+    images: t.Mapping[str, storage.Image | PhyllomeError] = dataclasses.field(default_factory=dict)
+    chains: t.Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    free: t.Mapping[str, int] = dataclasses.field(default_factory=dict)
+    users: t.Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    libvirt: int = 0
+
+
+def guest(found: t.Any, secrets: bool = True) -> Guest:
+    """One domain.
+
+    Args:
+        found: a ``libvirt.virDomain``.
+        secrets: whether passwords are read; they must be where the definition is to be written back, and cannot be
+            over a read-only connection.
+
+    Raises:
+        PhyllomeError: libvirt does not tell.
+    """
+    libvirt = virt.libvirt
+    name = found.name()
+    with virt.saying(f"Cannot read guest {name}"):
+        flags = libvirt.VIR_DOMAIN_XML_SECURE if secrets else 0
+        code, reason = found.state()
+        state = STATES.get(code, "unknown")
+        persistent = bool(found.isPersistent())
+        config = xml.parse(found.XMLDesc(flags | (libvirt.VIR_DOMAIN_XML_INACTIVE if persistent else 0)))
+        active = bool(found.isActive())
+        reasons = _REASONS.get(state, ())
+        return Guest(
+            name=name,
+            uuid=found.UUIDString(),
+            state=state,
+            reason=reasons[reason] if reason < len(reasons) else "unknown",
+            persistent=persistent,
+            autostart=persistent and bool(found.autostart()),
+            config=config,
+            live=xml.parse(found.XMLDesc(flags)) if active else None,
+            blocks=dict(_blocks(found, config)),
+            managed_save=persistent and bool(found.hasManagedSaveImage()),
+            snapshots=found.snapshotNum(),
+            checkpoints=_checkpoints(found),
+            migrating=active and _migrating(found),
+        )
+
+
+def _blocks(found: t.Any, config: Element) -> t.Iterator[tuple[str, tuple[int, int]]]:
+    for disk in DISKS.elements(config):
+        target = disk.find("target").get("dev")
+        with contextlib.suppress(virt.libvirt.libvirtError):
+            capacity, allocation, dummy = found.blockInfo(target)
+            yield target, (capacity, allocation)
+
+
+def _checkpoints(found: t.Any) -> int | None:
+    try:
+        return len(found.listAllCheckpoints())
+    except virt.libvirt.libvirtError:
+        return None
+
+
+def _migrating(found: t.Any) -> bool:
+    try:
+        job = found.jobStats()
+    except virt.libvirt.libvirtError:
+        return False
+    return bool(job.get("type")) and job.get("operation") in _MIGRATION_JOBS
+
+
+def addresses(found: t.Any, live: Element | None) -> list[str]:
+    """Addresses of a running guest from the leases of libvirt's networks, else from its agent. Best effort."""
+    if live is None:
+        return []
+    libvirt = virt.libvirt
+    sources = [libvirt.VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_LEASE]
+    if domain.agent_connected(live):
+        sources.append(libvirt.VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_AGENT)
+    for source in sources:
+        with contextlib.suppress(libvirt.libvirtError):
+            cards = found.interfaceAddresses(source) or {}
+            told = [
+                address["addr"]
+                for name, card in sorted(cards.items())
+                if name != "lo"
+                for address in card.get("addrs") or ()
+                if not address["addr"].startswith(("fe80:", "127.", "::1"))
+            ]
+            if told:
+                return told
+    return []
+
+
+class Look:
+    """One run's view of a host: what several guests ask for is read once.
+
+    Args:
+        connection: a ``libvirt.virConnect``.
+        uri: that it was opened with.
+
+    Raises:
+        PhyllomeError: the URI names another host; files are read and made on this one.
+    """
+
+    def __init__(self, connection: t.Any, uri: str) -> None:
+        parts = urllib.parse.urlsplit(uri)
+        if parts.netloc or "+" in parts.scheme:
+            raise PhyllomeError(
+                f"uri: {uri!r} is on another host",
+                "the guest's files are made where this module runs",
+                "Run the task on that host, with a local URI such as qemu:///system.",
+            )
+        self.connection = connection
+        self._session = parts.path == "/session"
+        self._host: Host | None = None
+        self._pools: dict[str, Pool | None] = {}
+        self._networks: dict[str, bool | None] = {}
+        self._images: dict[str, storage.Image | PhyllomeError] = {}
+
+    def lookup(self, wanted: Wanted) -> tuple[t.Any, tuple[str, str] | None]:
+        """The wanted guest's domain or None, and uuid and name of a domain that stands in its way or None."""
+        named = virt.found(lambda: self.connection.lookupByName(wanted.name))
+        if wanted.uuid is not None and named is not None and named.UUIDString() != wanted.uuid:
+            return None, (named.UUIDString(), wanted.name)
+        if named is not None:
+            return named, None
+        uuid = wanted.uuid or guest_uuid(wanted.name)
+        other = virt.found(lambda: self.connection.lookupByUUIDString(uuid))
+        return None, None if other is None else (uuid, other.name())
+
+    def world(self, wanted: Wanted, there: Guest | None, namesake: tuple[str, str] | None) -> World:
+        """What a plan for this guest depends on.
+
+        Raises:
+            PhyllomeError: libvirt does not tell.
+        """
+        with virt.saying("Cannot ask libvirt about this host"):
+            base = World(namesake=namesake, libvirt=self.connection.getLibVersion())
+            if wanted.state == "absent":
+                return base if there is None else dataclasses.replace(base, users=self._users(there))
+            return self._around(wanted, there, base)
+
+    def _around(self, wanted: Wanted, there: Guest | None, base: World) -> World:
+        disks, cdroms, cards = (wanted.devices.get(kind.option, ()) for kind in (DISKS, CDROMS, NETWORKS))
+        new = [disk for disk in disks if there is None or domain.device(DISKS, there.config, disk.id) is None]
+        pools = {disk.pool or "images": self._pool(disk.pool or "images") for disk in new if "path" not in disk.values}
+        paths = dict(_paths(wanted, there, pools))
+        files = {*paths.values(), *(card.values["path"] for card in cdroms if card.values.get("path"))}
+        files.update(disk.source.path for disk in disks if disk.source)
+        files.update(_of_guest(there))
+        exists = {path: os.path.exists(path) for path in files}
+        images = {
+            path: self._image(path, None)
+            for disk, path in ((disk, paths.get(disk.id)) for disk in disks)
+            if path and exists[path] and _uncounted(there, disk)
+        }
+        for disk in disks:
+            path = paths.get(disk.id)
+            if disk.source and path and not exists[path] and exists[disk.source.path]:
+                images[disk.source.path] = self._image(disk.source.path, disk.source.checksum)
+        directories = {os.path.dirname(path) for path in paths.values()}
+        return dataclasses.replace(
+            base,
+            host=self._hosts() if there is None or _needs_host(wanted, there) else None,
+            memory=self.connection.getInfo()[1] * 1024**2,
+            pools=pools,
+            networks={name: self._network(name) for name in _named(cards, there, "network")},
+            bridges={name: _bridge(name) for name in _named(cards, there, "bridge")},
+            paths=paths,
+            exists=exists,
+            images=images,
+            chains=dict(_chains(disks, there)),
+            free={directory: storage.free(directory) for directory in directories if os.path.isdir(directory)},
+        )
+
+    def _pool(self, name: str) -> Pool | None:
+        if name not in self._pools:
+            found = virt.found(lambda: self.connection.storagePoolLookupByName(name))
+            if found is not None:
+                root = xml.parse(found.XMLDesc())
+                path = xml.first(root, "target/path")
+                directory = None if path is None else path.text
+                self._pools[name] = Pool(root.get("type", ""), directory, bool(found.isActive()))
+            else:
+                self._pools[name] = None
+        return self._pools[name]
+
+    def _network(self, name: str) -> bool | None:
+        if name not in self._networks:
+            found = virt.found(lambda: self.connection.networkLookupByName(name))
+            self._networks[name] = None if found is None else bool(found.isActive())
+        return self._networks[name]
+
+    def _image(self, path: str, checksum: str | None) -> storage.Image | PhyllomeError:
+        key = f"{path} {checksum}"
+        if key not in self._images:
+            try:
+                self._images[key] = storage.inspect(path, checksum)
+            except PhyllomeError as exc:
+                self._images[key] = exc
+        return self._images[key]
+
+    def forget_images(self) -> None:
+        """Files have been made or have grown: look again."""
+        self._images.clear()
+
+    def _hosts(self) -> Host:
+        if self._host is None:
+            self._host = host(self.connection, domain.store_directory(self._session))
+        return self._host
+
+    def _users(self, there: Guest) -> dict[str, tuple[str, ...]]:
+        """Which other guests use the files that are ours."""
+        ours = domain.marker(there.config)
+        users: dict[str, tuple[str, ...]] = {volume.path: () for volume in (ours.volumes if ours else ())}
+        if not users:
+            return users
+        for other in self.connection.listAllDomains():
+            if other.UUIDString() != there.uuid:
+                roots = [xml.parse(other.XMLDesc(flags)) for flags in (0, virt.libvirt.VIR_DOMAIN_XML_INACTIVE)]
+                sources = {found.get("file") for root in roots for found in root.iter("source") if found.get("file")}
+                for path in {below for source in sources for below in (source, *storage.chain(source))} & set(users):
+                    users[path] += (other.name(),)
+        return users
+
+
+def host(connection: t.Any, store: str) -> Host:
+    """What the host offers to a q35 guest (https://libvirt.org/formatdomaincaps.html)."""
+    arch = connection.getInfo()[0]
+    kind = "kvm"
+    try:
+        text = connection.getDomainCapabilities(None, arch, "q35", kind)
+    except virt.libvirt.libvirtError:
+        kind = "qemu"
+        try:
+            text = connection.getDomainCapabilities(None, arch, "q35", kind)
+        except virt.libvirt.libvirtError as exc:
+            raise PhyllomeError(
+                "This host cannot run guests of machine type q35",
+                exc.get_error_message() or str(exc),
+                "Guests are made on x86_64 hosts that have QEMU; the role phyllome.virt.hypervisor installs it.",
+            ) from exc
+    root = xml.parse(text)
+
+    def offered(path: str) -> frozenset[str]:
+        return frozenset(str(value.text) for value in root.findall(f"{path}/value"))
+
+    hyperv = xml.first(root, "features/hyperv")
+    tpm = offered("devices/tpm/enum[@name='model']")
+    return Host(
+        type=kind,
+        arch=arch,
+        hyperv=None if hyperv is None else offered("features/hyperv/enum[@name='features']"),
+        video=offered("devices/video/enum[@name='modelType']"),
+        graphics=offered("devices/graphics/enum[@name='type']"),
+        tpm=tpm if "emulator" in offered("devices/tpm/enum[@name='backendModel']") else frozenset(),
+        uefi="efi" in offered("os/enum[@name='firmware']"),
+        secure_boot="yes" in offered("os/loader/enum[@name='secure']"),
+        store=store,
+    )
+
+
+def _paths(wanted: Wanted, there: Guest | None, pools: t.Mapping[str, Pool | None]) -> t.Iterator[tuple[str, str]]:
+    for disk in wanted.devices.get(DISKS.option, ()):
+        found = None if there is None else domain.device(DISKS, there.config, disk.id)
+        if found is not None:
+            path = DISKS.row("path").read(found)
+        elif "path" in disk.values:
+            path = disk.values["path"]
+        else:
+            pool = pools[disk.pool or "images"]
+            if pool is None or pool.directory is None:
+                continue
+            path = f"{pool.directory}/{wanted.name}-{disk.id}.{disk.values.get('format', 'qcow2')}"
+        if path:
+            yield disk.id, path
+
+
+def _of_guest(there: Guest | None) -> t.Iterator[str]:
+    """Files that the guest needs to start."""
+    for kind in (DISKS, CDROMS):
+        for found in [] if there is None else kind.elements(there.config):
+            path = kind.row("path").read(found)
+            if path:
+                yield path
+
+
+def _bridge(name: str) -> bool | None:
+    """True, or None when the kernel has no such bridge."""
+    return True if os.path.isdir(f"/sys/class/net/{name}/bridge") else None
+
+
+def _uncounted(there: Guest | None, disk: Device) -> bool:
+    """Whether libvirt has not told the disk's size already."""
+    found = None if there is None else domain.device(DISKS, there.config, disk.id)
+    return found is None or there is None or found.find("target").get("dev") not in there.blocks
+
+
+def _needs_host(wanted: Wanted, there: Guest) -> bool:
+    return any(
+        option in values and row.read(there.config) != values[option]
+        for group, values in wanted.fields.items()
+        if group in ("tpm", "graphics")
+        for row in DOMAIN[group]
+        for option in (row.option,)
+    )
+
+
+def _named(cards: t.Iterable[Device], there: Guest | None, option: str) -> set[str]:
+    declared = {card.values[option] for card in cards if option in card.values}
+    present = (
+        set() if there is None else {NETWORKS.row(option).read(found) for found in NETWORKS.elements(there.config)}
+    )
+    return {name for name in declared | present if name}
+
+
+def _chains(disks: t.Iterable[Device], there: Guest | None) -> t.Iterator[tuple[str, tuple[str, ...]]]:
+    """Only where a declared path is not what the definition has: an external snapshot may stand in between."""
+    for disk in disks:
+        found = None if there is None else domain.device(DISKS, there.config, disk.id)
+        path = None if found is None else DISKS.row("path").read(found)
+        if path and disk.values.get("path", path) != path:
+            yield path, (path, *storage.chain(path))

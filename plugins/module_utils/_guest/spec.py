@@ -1,0 +1,344 @@
+# Copyright: Contributors to the phyllome.virt project
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What is wanted: options in, checked and canonical dataclasses out.
+
+PRIVATE to the collection: no promise of stability for users outside of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+import typing as t
+import uuid as uuids
+
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+
+from .._core import fields
+from .._core.errors import PhyllomeError
+from .._core.names import check_id, check_name, check_path
+from .._core.units import parse_size
+from .profiles import PROFILES
+from .tables import DOMAIN, KINDS, DeviceKind
+
+_CHECKSUM = re.compile(r"^sha256:[0-9a-f]{64}$")
+
+DEVICE_OPTIONS: dict[str, dict[str, t.Any]] = {
+    "disks": {
+        "size": {"type": "str"},
+        "pool": {"type": "str"},
+        "source": {
+            "type": "dict",
+            "options": {"path": {"type": "path", "required": True}, "checksum": {"type": "str"}},
+        },
+    },
+}
+"""Options of a device that are no field of its XML."""
+
+GUEST_OPTIONS: dict[str, dict[str, t.Any]] = {
+    "name": {"type": "str"},
+    "uuid": {"type": "str"},
+    "state": {"type": "str", "choices": ["present", "running", "stopped", "paused", "absent"]},
+    "profile": {"type": "str", "choices": list(PROFILES)},
+    **fields.argument_spec(DOMAIN[""]),
+    **{group: {"type": "dict", "options": fields.argument_spec(rows)} for group, rows in DOMAIN.items() if group},
+    **{
+        kind.option: {
+            "type": "list",
+            "elements": "dict",
+            "options": {
+                "id": {"type": "str", "required": True},
+                **fields.argument_spec(kind.rows),
+                **DEVICE_OPTIONS.get(kind.option, {}),
+            },
+        }
+        for kind in KINDS
+    },
+    "autostart": {"type": "bool"},
+    "adopt": {"type": "bool"},
+    "protected": {"type": "bool"},
+    "unmanaged_devices": {"type": "str", "choices": ["keep", "prune"]},
+    "delete": {
+        "type": "dict",
+        "options": {
+            "disks": {"type": "str", "choices": ["none", "owned"]},
+            "nvram": {"type": "bool"},
+            "tpm": {"type": "bool"},
+        },
+    },
+    "shutdown": {
+        "type": "dict",
+        "options": {"timeout": {"type": "int"}, "then": {"type": "str", "choices": ["fail", "destroy"]}},
+    },
+}
+"""Options of one guest. No defaults here: ``defaults`` of the module come before those of this file."""
+
+ARGUMENTS: dict[str, dict[str, t.Any]] = {
+    **GUEST_OPTIONS,
+    "uri": {"type": "str", "default": "qemu:///system"},
+    "guests": {"type": "list", "elements": "dict"},
+    "defaults": {"type": "dict"},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """An image to copy a new disk from; the checksum is ``sha256:<hex>``."""
+
+    path: str
+    checksum: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """A declared device.
+
+    Attributes:
+        kind: its row table.
+        id: its identity.
+        values: canonical values of declared rows.
+        size: of a disk, in bytes.
+        pool: of a disk: libvirt storage pool that a new file is put into.
+        source: of a disk.
+    """
+
+    kind: DeviceKind
+    id: str
+    values: t.Mapping[str, t.Any]
+    size: int | None = None
+    pool: str | None = None
+    source: Source | None = None
+
+    @property
+    def path(self) -> str:
+        """How messages and plans name it."""
+        return f"{self.kind.option}.{self.id}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """One declared guest; None and what is missing in the mappings is not managed.
+
+    Attributes:
+        fields: canonical values by group of ``tables.DOMAIN`` and option.
+        devices: by list option; a list that is not declared is not there.
+        shutdown_timeout: seconds.
+    """
+
+    name: str
+    uuid: str | None
+    state: str
+    profile: str | None
+    fields: t.Mapping[str, t.Mapping[str, t.Any]]
+    devices: t.Mapping[str, tuple[Device, ...]]
+    autostart: bool | None
+    protected: bool | None
+    adopt: bool
+    prune: bool
+    delete_disks: bool
+    delete_nvram: bool
+    delete_tpm: bool
+    shutdown_timeout: int
+    destroy: bool
+
+
+def guests(params: t.Mapping[str, t.Any]) -> list[dict[str, t.Any]]:
+    """The guests' options as given, ``defaults`` filled in.
+
+    Raises:
+        PhyllomeError: not exactly one of ``name`` and ``guests``, or a guest's option beside ``guests``.
+    """
+    beside = sorted(name for name in GUEST_OPTIONS if params.get(name) is not None)
+    if params.get("guests") is None:
+        if params.get("name") is None or params.get("defaults") is not None:
+            raise PhyllomeError(
+                "There is no guest to work on" if params.get("name") is None else "defaults is given without guests",
+                "either name or guests is needed, and defaults belongs to guests",
+                "Give name for one guest, guests for many.",
+            )
+        return [{name: params[name] for name in beside}]
+    if beside:
+        raise PhyllomeError(
+            f"{', '.join(beside)}: given beside guests",
+            "with guests, every guest brings its own options",
+            "Put what all guests share into defaults.",
+        )
+    defaults = {name: value for name, value in (params.get("defaults") or {}).items() if value is not None}
+    declared = [
+        {**defaults, **{name: value for name, value in guest.items() if value is not None}}
+        for guest in params["guests"]
+    ]
+    names = [guest.get("name") for guest in declared]
+    for name in names:
+        if names.count(name) > 1:
+            raise PhyllomeError(
+                f"guests: {name!r} is listed {names.count(name)} times",
+                "a guest has one entry",
+                "Remove the others." if name else "Give each entry its name.",
+            )
+    return declared
+
+
+def accept(given: t.Mapping[str, t.Any]) -> Wanted:
+    """Check one guest's options and make them canonical.
+
+    Raises:
+        PhyllomeError: the first rule that is broken, with option, value and remedy.
+    """
+    checked = ArgumentSpecValidator(GUEST_OPTIONS).validate(_set(given))
+    if checked.error_messages:
+        raise PhyllomeError(
+            f"Guest {given.get('name')!r}: options are not valid",
+            "; ".join(checked.error_messages),
+            "See ansible-doc phyllome.virt.phyllome_vm.",
+        )
+    options = checked.validated_parameters
+    if options.get("name") is None:
+        raise PhyllomeError("A guest has no name", "name is required", "Give it one.")
+    firmware = options.get("firmware") or {}
+    _check_firmware(firmware)
+    devices = {
+        kind.option: tuple(_device(kind, entry) for entry in options[kind.option])
+        for kind in KINDS
+        if options.get(kind.option) is not None
+    }
+    _check_unique(devices)
+    delete, shutdown = options.get("delete") or {}, options.get("shutdown") or {}
+    owned = delete.get("disks") == "owned"
+    timeout = shutdown.get("timeout")
+    if timeout is not None and timeout < 1:
+        raise PhyllomeError(f"shutdown.timeout: {timeout} is too small", "it counts seconds", "Write 1 or more.")
+    return Wanted(
+        name=check_name(options["name"], "name"),
+        uuid=_uuid(options.get("uuid")),
+        state=options.get("state") or "running",
+        profile=options.get("profile"),
+        fields={
+            group: fields.accept(rows, (options if not group else options.get(group)) or {}, group and f"{group}.")
+            for group, rows in DOMAIN.items()
+        },
+        devices=devices,
+        autostart=options.get("autostart"),
+        protected=options.get("protected"),
+        adopt=bool(options.get("adopt")),
+        prune=options.get("unmanaged_devices") == "prune",
+        delete_disks=owned,
+        delete_nvram=_or(delete.get("nvram"), owned),
+        delete_tpm=_or(delete.get("tpm"), owned),
+        shutdown_timeout=_or(timeout, 120),
+        destroy=shutdown.get("then") == "destroy",
+    )
+
+
+def mac_address(uuid: str, device: str) -> str:
+    """The MAC address of a new network card: QEMU's prefix and a hash of guest and id."""
+    digest = hashlib.sha256(f"{uuid}/{device}".encode()).hexdigest()
+    return f"52:54:00:{digest[0:2]}:{digest[2:4]}:{digest[4:6]}"
+
+
+def _set(value: t.Any) -> t.Any:
+    """The same without what is None, which means that it is not managed, at any depth."""
+    if isinstance(value, t.Mapping):
+        return {name: _set(each) for name, each in value.items() if each is not None}
+    return [_set(each) for each in value] if isinstance(value, list) else value
+
+
+def _or(value: t.Any, default: t.Any) -> t.Any:
+    return default if value is None else value
+
+
+def _uuid(value: str | None) -> str | None:
+    if value is None:
+        return None
+    try:
+        return str(uuids.UUID(value))
+    except ValueError as exc:
+        raise PhyllomeError(
+            f"uuid: {value!r} is not a UUID",
+            str(exc),
+            "Leave it out to get one from the name, or write 8-4-4-4-12 hexadecimal digits.",
+        ) from exc
+
+
+def _check_firmware(firmware: t.Mapping[str, t.Any]) -> None:
+    for option in ("secure_boot", "enrolled_keys"):
+        if firmware.get("type") == "bios" and firmware.get(option):
+            raise PhyllomeError(
+                f"firmware.{option}: true with firmware.type: bios",
+                "only UEFI has Secure Boot and its keys",
+                f"Say firmware.type: uefi, or leave {option} out.",
+            )
+    if firmware.get("secure_boot") is False and firmware.get("enrolled_keys"):
+        raise PhyllomeError(
+            "firmware.enrolled_keys: true with firmware.secure_boot: false",
+            "the keys are those of Secure Boot",
+            "Say firmware.secure_boot: true, or leave enrolled_keys out.",
+        )
+
+
+def _check_unique(devices: t.Mapping[str, tuple[Device, ...]]) -> None:
+    for what, key in (
+        ("id", lambda device: device.id),
+        ("boot", lambda device: device.values.get("boot")),
+        ("mac", lambda device: device.values.get("mac")),
+        ("path", lambda device: device.values.get("path") or None),
+    ):
+        seen: dict[t.Any, Device] = {}
+        for device in (device for listed in devices.values() for device in listed):
+            value = key(device)  # type: ignore[no-untyped-call]
+            if value is not None and value in seen and not (what == "path" and device.kind.option == "cdroms"):
+                raise PhyllomeError(
+                    f"{device.kind.option}: {what} {value!r} is used twice (also in {seen[value].kind.option})",
+                    f"each device of a guest has its own {what}, whatever its kind",
+                    "Choose another.",
+                )
+            seen.setdefault(value, device)
+
+
+def _device(kind: DeviceKind, entry: t.Mapping[str, t.Any]) -> Device:
+    device = check_id(entry["id"], f"{kind.option}.id")
+    prefix = f"{kind.option}.{device}."
+    values = fields.accept(kind.rows, entry, prefix)
+    for first, second in (("path", "pool"), ("network", "bridge")):
+        if entry.get(first) is not None and entry.get(second) is not None:
+            raise PhyllomeError(
+                f"{kind.option}.{device}: {first} and {second} are both given",
+                "each of them says where it belongs",
+                "Keep one of them.",
+            )
+    source = entry.get("source")
+    return Device(
+        kind=kind,
+        id=device,
+        values=values,
+        size=None if entry.get("size") is None else _disk_size(entry["size"], f"{prefix}size"),
+        pool=None if entry.get("pool") is None else check_name(entry["pool"], f"{prefix}pool"),
+        source=None if source is None else _source(source, f"{prefix}source."),
+    )
+
+
+def _disk_size(value: str, option: str) -> int:
+    size = parse_size(value, option)
+    if size % 512:
+        raise PhyllomeError(
+            f"{option}: {value!r} is not a multiple of 512 bytes",
+            "disks consist of sectors",
+            "Round it up, for instance to a whole MiB.",
+        )
+    return size
+
+
+def _source(source: t.Mapping[str, t.Any], prefix: str) -> Source:
+    checksum = source.get("checksum")
+    if checksum is not None:
+        checksum = checksum.lower()
+        if not _CHECKSUM.match(checksum):
+            raise PhyllomeError(
+                f"{prefix}checksum: {checksum!r} is not a checksum",
+                "it is 'sha256:' and 64 hexadecimal digits",
+                "sha256sum prints the digits.",
+            )
+    return Source(check_path(source["path"], f"{prefix}path"), checksum)

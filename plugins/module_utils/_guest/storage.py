@@ -1,0 +1,243 @@
+# Copyright: Contributors to the phyllome.virt project
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Files of disks: what is in them, and making and growing them so that a kill at any moment loses nothing.
+
+PRIVATE to the collection: no promise of stability for users outside of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import stat
+import typing as t
+
+from .._core.errors import PhyllomeError
+from .._core.program import run
+from .._core.units import format_size
+
+_COPY_TIMEOUT = 24 * 3600
+_OVERHEAD = 4 * 1024**2
+"""Bytes that an empty image takes, generously."""
+
+_NOT_IMAGES = (
+    # first bytes, what it is, remedy
+    (b"\xfd7zXZ\x00", "an xz archive", "Unpack it first: unxz FILE."),
+    (b"\x1f\x8b", "a gzip archive", "Unpack it first: gunzip FILE."),
+    (b"\x28\xb5\x2f\xfd", "a zstd archive", "Unpack it first: unzstd FILE."),
+    (b"BZh", "a bzip2 archive", "Unpack it first: bunzip2 FILE."),
+    (b"PK\x03\x04", "a zip archive", "Unpack it first: unzip FILE."),
+    (b"<", "a web page or XML", "The download went wrong; fetch it again."),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Image:
+    """A disk image.
+
+    Attributes:
+        format: as qemu-img names it.
+        capacity: bytes that the guest sees.
+        needs: bytes that a copy of it takes at most.
+        refers: another file that holds a part of its content.
+    """
+
+    format: str
+    capacity: int
+    needs: int
+    refers: str | None = None
+
+
+def inspect(path: str, checksum: str | None = None) -> Image:
+    """What is in a file.
+
+    Args:
+        path: of the file.
+        checksum: ``sha256:<hex>`` that it must have.
+
+    Raises:
+        PhyllomeError: it cannot be read, is no image, or has another checksum.
+    """
+    try:
+        with open(path, "rb") as stream:
+            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                raise PhyllomeError(f"{path} is not a file", "disks are kept in files", "Give the path of an image.")
+            head = stream.read(512)
+            if checksum is not None:
+                _verify(path, stream, checksum)
+    except OSError as exc:
+        raise PhyllomeError(f"{path} cannot be read", str(exc), "Put the image there, or correct the path.") from exc
+    info = json.loads(run(["qemu-img", "info", "-U", "--output=json", path], remedy="Is it a disk image?"))
+    if info["format"] == "raw":
+        _check_raw(path, head, info["virtual-size"])
+    details = info.get("format-specific", {}).get("data") or {}
+    return Image(
+        format=info["format"],
+        capacity=info["virtual-size"],
+        needs=_needs(path, info),
+        refers=info.get("backing-filename") or details.get("data-file"),
+    )
+
+
+def _needs(path: str, info: dict[str, t.Any]) -> int:
+    measured = json.loads(run(["qemu-img", "measure", "-U", "--output=json", "-O", "qcow2", path]))
+    return int(measured.get("required", info["virtual-size"]))
+
+
+def _check_raw(path: str, head: bytes, size: int) -> None:
+    for magic, what, remedy in _NOT_IMAGES:
+        if head.startswith(magic):
+            raise PhyllomeError(f"{path} is not a disk image", f"it is {what}", remedy)
+    # qemu-img takes whatever it does not know for a raw image, and rounds its size up to sectors.
+    if not size or os.path.getsize(path) % 512:
+        raise PhyllomeError(
+            f"{path} is not a disk image",
+            "it has no known format, and a raw image consists of sectors of 512 bytes",
+            "Give the path of an image; 'qemu-img info FILE' should tell its format.",
+        )
+
+
+def _verify(path: str, stream: t.BinaryIO, checksum: str) -> None:
+    digest = hashlib.sha256()
+    stream.seek(0)
+    for block in iter(lambda: stream.read(1024**2), b""):
+        digest.update(block)
+    found = f"sha256:{digest.hexdigest()}"
+    if found != checksum:
+        raise PhyllomeError(
+            f"{path} has another checksum than declared",
+            f"declared {checksum}, found {found}",
+            "Fetch the image again, or correct the checksum.",
+        )
+
+
+def chain(path: str) -> tuple[str, ...]:
+    """The files below an overlay, nearest first; empty when it is none or cannot be read."""
+    with contextlib.suppress(PhyllomeError):
+        told = json.loads(run(["qemu-img", "info", "-U", "--backing-chain", "--output=json", path]))
+        return tuple(layer["filename"] for layer in told[1:])
+    return ()
+
+
+def free(directory: str) -> int:
+    """Bytes that can still be written there."""
+    found = os.statvfs(directory)
+    return found.f_bavail * found.f_frsize
+
+
+def needed(size: int, source: Image | None) -> int:
+    """Bytes that making a sparse disk takes at once."""
+    return _OVERHEAD + (source.needs if source else 0)
+
+
+def create(path: str, form: str, size: int, source: str | None) -> None:
+    """Make a disk's file: sparse, complete under another name first, then linked to its own.
+
+    Whatever lies under that other name without anybody working on it is from a run that was cut off, and is
+    thrown away. The new file belongs to root alone; libvirt gives it to QEMU while the guest runs.
+
+    Args:
+        path: of the file, which must not exist.
+        form: ``qcow2`` or ``raw``.
+        size: bytes that the guest sees.
+        source: image to copy.
+
+    Raises:
+        PhyllomeError: it exists, somebody else is making it, or the copy fails.
+    """
+    directory, name = os.path.split(path)
+    partial = os.path.join(directory, f".{name}.phyllome-partial")
+    try:
+        with _only_us(partial) as descriptor:
+            remedy = "Look at the disk space and at the image, then run again: what is half made is made anew."
+            if source is None:
+                run(["qemu-img", "create", "-q", "-f", form, partial, str(size)], remedy=remedy)
+            else:
+                run(["qemu-img", "convert", "-q", "-O", form, source, partial], timeout=_COPY_TIMEOUT, remedy=remedy)
+                _enlarge(partial, form, size)
+            os.fsync(descriptor)
+            os.link(partial, path)
+            os.unlink(partial)
+            _sync(directory)
+    except OSError as exc:
+        raise PhyllomeError(f"Cannot make {path}", str(exc), "Repair what is named and run again.") from exc
+
+
+@contextlib.contextmanager
+def _only_us(partial: str) -> t.Iterator[int]:
+    """An empty file of our own under this name; removed unless it was linked elsewhere."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    while True:
+        descriptor = os.open(partial, flags, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            os.close(descriptor)
+            raise PhyllomeError(
+                f"{partial} is being written", "another run makes this disk right now", "Wait for that run to end."
+            ) from exc
+        if not os.fstat(descriptor).st_size and _is(descriptor, partial):
+            break
+        # Left over: a program of the run that was cut off may still write into it, so it gets no second life.
+        if _is(descriptor, partial):
+            os.unlink(partial)
+        os.close(descriptor)
+    try:
+        yield descriptor
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(partial)
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def _is(descriptor: int, path: str) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    return False
+
+
+def _sync(directory: str) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _enlarge(path: str, form: str, size: int) -> None:
+    told = json.loads(run(["qemu-img", "info", "-U", "--output=json", "-f", form, path]))
+    if told["virtual-size"] < size:
+        run(["qemu-img", "resize", "-q", "-f", form, path, str(size)])
+
+
+def grow(path: str, form: str, size: int) -> None:
+    """Make a disk bigger that nobody uses; QEMU's image lock refuses when somebody does.
+
+    Raises:
+        PhyllomeError: it is bigger already, or qemu-img fails.
+    """
+    told = json.loads(run(["qemu-img", "info", "--output=json", "-f", form, path]))
+    if told["virtual-size"] > size:
+        raise PhyllomeError(
+            f"{path} would shrink to {format_size(size)}", "its end would be cut off", "Disks only grow."
+        )
+    run(["qemu-img", "resize", "-q", "-f", form, path, str(size)])
+
+
+def remove(path: str) -> None:
+    """Delete a disk's file, and what a run that was cut off left of it."""
+    directory, name = os.path.split(path)
+    try:
+        for victim in (path, os.path.join(directory, f".{name}.phyllome-partial")):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(victim)
+    except OSError as exc:
+        raise PhyllomeError(f"Cannot delete {path}", str(exc), "Repair what is named and run again.") from exc

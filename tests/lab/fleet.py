@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -117,7 +117,7 @@ def _remove(number: int) -> None:
         _FORWARD_BEFORE.unlink()
 
 
-def abandoned(known: dict[int, Record | None], number: int) -> bool:
+def abandoned(known: Mapping[int, Record | None], number: int) -> bool:
     """Whether what there is of fleet `number` can go: nothing is written of it, or nobody wants it."""
     record = known.get(number)
     return record.abandoned if record else number not in known

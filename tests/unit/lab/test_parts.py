@@ -39,16 +39,19 @@ def test_what_was_not_finished_is_built_again(tmp_path: Path, monkeypatch: pytes
 
 def test_a_signal_reaches_only_the_very_process() -> None:
     child = subprocess.Popen(["sleep", "60"])
+    process = Process(child.pid, start_time(child.pid) or 0)
+    sent = []
     try:
-        process = Process(child.pid, start_time(child.pid) or 0)
-        assert not Process(child.pid, process.started + 1).send(signal.SIGKILL)
-        assert process.alive
-        assert process.send(signal.SIGKILL)
+        sent.append(Process(child.pid, process.started + 1).send(signal.SIGKILL))
+        alive = child.poll() is None
+        sent.append(process.send(signal.SIGKILL))
     finally:
         child.kill()
         child.wait()
+    sent.append(process.send(signal.SIGKILL))
+    assert sent == [False, True, False]
+    assert alive
     assert not process.alive
-    assert not process.send(signal.SIGKILL)
 
 
 def test_this_process_is_alive() -> None:

@@ -10,8 +10,9 @@ rm -f .cache/dist/phyllome-virt-*.tar.gz
 if [ "${1:-}" = install ]; then
     fresh=.cache/installed.$$
     trap 'rm -rf "$fresh"' EXIT
-    # Offline: dependencies come from the environment, and no server is asked.
-    .cache/venv/bin/ansible-galaxy collection install --offline \
+    # Offline: dependencies come from the environment, and no server is asked. Where collections are looked for
+    # is said here, because one of this name that is found elsewhere would be left as it is.
+    ANSIBLE_COLLECTIONS_PATH=$fresh .cache/venv/bin/ansible-galaxy collection install --offline \
         .cache/dist/phyllome-virt-*.tar.gz -p "$fresh"
     rm -rf .cache/installed
     mv "$fresh" .cache/installed

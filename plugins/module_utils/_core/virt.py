@@ -10,6 +10,7 @@ PRIVATE to the collection: no promise of stability for users outside of it.
 from __future__ import annotations
 
 import contextlib
+import threading
 import typing as t
 
 from .errors import PhyllomeError
@@ -43,13 +44,36 @@ def saying(what: str, remedy: str = REMEDY) -> t.Iterator[None]:
         ) from exc
 
 
+_events: threading.Thread | None = None
+
+
+def start_events() -> None:
+    """Let connections that are opened from now on deliver events and answer keep-alives.
+
+    libvirt wants its event loop registered before the first connection
+    (https://libvirt.org/html/libvirt-libvirt-event.html#virEventRegisterDefaultImpl).
+    """
+    global _events
+    if _events is None:
+        libvirt.virEventRegisterDefaultImpl()
+        _events = threading.Thread(target=_run_events, name="libvirt events", daemon=True)
+        _events.start()
+
+
+def _run_events() -> None:
+    while True:
+        with contextlib.suppress(libvirt.libvirtError):
+            libvirt.virEventRunDefaultImpl()
+
+
 @contextlib.contextmanager
-def session(uri: str, read_only: bool = False) -> t.Iterator[t.Any]:
+def session(uri: str, read_only: bool = False, keep_alive: bool = False) -> t.Iterator[t.Any]:
     """One connection for one module run: a ``libvirt.virConnect``, closed at the end.
 
     Args:
         uri: https://libvirt.org/uri.html.
         read_only: enough for facts; a read-only connection cannot see secrets such as the VNC password.
+        keep_alive: deliver events, and notice within 30 s that the other end is gone.
 
     Raises:
         PhyllomeError: libvirt-python is missing, or the daemon does not answer.
@@ -61,7 +85,12 @@ def session(uri: str, read_only: bool = False) -> t.Iterator[t.Any]:
             "Install python3-libvirt; the role phyllome.virt.hypervisor does.",
         )
     with saying(f"Cannot connect to libvirt at {uri}", "Is the daemon there? systemctl status libvirtd virtqemud"):
+        if keep_alive:
+            start_events()
         connection = libvirt.openReadOnly(uri) if read_only else libvirt.open(uri)
+    if keep_alive:
+        with contextlib.suppress(libvirt.libvirtError):  # not every transport has keep-alives
+            connection.setKeepAlive(5, 5)
     try:
         yield connection
     finally:

@@ -1,0 +1,677 @@
+# Copyright: Contributors to the phyllome.virt project
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The steps of a move. Each one may be cut off anywhere and done again.
+
+Which one is due is never decided here: judge.TABLE does, from what both hosts say.
+
+PRIVATE to the collection: no promise of stability for users outside of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import shutil
+import socket
+import threading
+import time
+import typing as t
+
+from .._core import virt, xml
+from .._core.errors import PhyllomeError
+from .journal import Mark, Power, Record
+from .judge import classify
+from .plan import grown, pieces, retained
+from .read import Disk, Guest, Pair, View, digest, parse_guest, process_is_gone, qemu_pid
+from .read import guest as read_guest
+
+POLL = 0.1
+SETTLE = 90.0
+"""Seconds that libvirt gets to undo a failed migration: keep-alives take 30 of them."""
+
+
+@dataclasses.dataclass
+class Told:
+    """What the steps have seen, for the result."""
+
+    mode: str | None = None
+    identity: dict[str, t.Any] = dataclasses.field(default_factory=dict)
+    disks: list[dict[str, t.Any]] = dataclasses.field(default_factory=list)
+    stats: dict[str, t.Any] = dataclasses.field(default_factory=dict)
+    leftovers: list[str] = dataclasses.field(default_factory=list)
+    wrong: list[str] = dataclasses.field(default_factory=list)
+
+
+class Mover:
+    """The steps, and what they have seen.
+
+    Args:
+        pair: both hosts, and the journal.
+    """
+
+    def __init__(self, pair: Pair) -> None:
+        self.pair = pair
+        self.order = pair.order
+        self.told = Told()
+        self.failure: PhyllomeError | None = None
+
+    # -- rows 1 and 11 ------------------------------------------------------------------------
+
+    def start(self, view: View, guest: Guest, mode: str) -> None:
+        """Mark the guest, make its disks at the destination, and let the source's libvirt migrate it.
+
+        What goes wrong in the migration itself is kept in ``failure``: whether it really went
+        wrong is for both hosts to say.
+        """
+        began = time.monotonic()
+        self.told.mode = mode
+        domain = self.pair.source.connection.lookupByUUIDString(view.uuid)
+        if view.record is not None and view.record.phase != "done":
+            self._sweep(view.record)
+        own = view.source.mark if view.mark == "moving" else None
+        awake: Power = "paused" if view.source.state == "paused" else "running"
+        mark = Mark(
+            op_id=view.op_id,
+            source=view.source.host,
+            destination=view.destination.host,
+            epoch=view.epoch,
+            phase="moving",
+            power="off" if mode == "cold" else awake,
+            autostart=own.autostart if own else view.source.autostart,
+        )
+        with virt.saying(f"Cannot prepare the guest {view.name} on {view.source.host}"):
+            _write_mark(domain, mark)
+            if view.source.autostart:
+                domain.setAutostart(0)
+        try:
+            if view.source.state in ("off", "crashed"):
+                with virt.saying(f"Cannot start {view.name} paused on {view.source.host}, which a cold move needs"):
+                    domain.createWithFlags(virt.libvirt.VIR_DOMAIN_START_PAUSED)
+                guest = read_guest(self.pair.source, view.uuid, sizes=True)  # only now libvirt says where the NVRAM is
+            self._refuse_strangers(guest)
+            self.pair.journal.save(
+                Record(
+                    op_id=view.op_id,
+                    uuid=view.uuid,
+                    name=view.name,
+                    source=view.source.host,
+                    destination=view.destination.host,
+                    pieces=pieces(guest),
+                    allocated={disk.target: disk.allocated for disk in guest.disks},
+                    started=int(time.time()),
+                )
+            )
+            with virt.saying(f"Cannot make the disks of {view.name} on {view.destination.host}"):
+                for disk in guest.disks:
+                    _create(self.pair.destination.connection, disk)
+            self.told.stats["setup_ms"] = _ms(time.monotonic() - began)
+            self._migrate(view, domain, guest, mark)
+        except PhyllomeError as exc:
+            self.failure = exc
+
+    def _refuse_strangers(self, guest: Guest) -> None:
+        """Nothing at the destination is overwritten: libvirt itself would, without a word."""
+        there = self.pair.destination
+        connection = there.connection
+        with virt.saying(f"Cannot look at the storage of {there.name}"):
+            found = []
+            for folder in sorted({os.path.dirname(disk.path) for disk in guest.disks}):
+                pool = connection.storagePoolLookupByTargetPath(folder)
+                pool.refresh()
+                names = set(pool.listVolumes())
+                found += [
+                    disk.path
+                    for disk in guest.disks
+                    if os.path.dirname(disk.path) == folder and os.path.basename(disk.path) in names
+                ]
+            for path in filter(None, (guest.nvram, guest.tpm and os.path.join(guest.tpm, "tpm2-00.permall"))):
+                with self._folder(connection, os.path.dirname(path)) as names_there:
+                    if os.path.basename(path) in names_there:
+                        found.append(path)
+        if found:
+            raise PhyllomeError(
+                f"{there.name} has {', '.join(found)} already",
+                "this move did not make it, and moving the guest would overwrite it",
+                "Look what it is; rename or delete it.",
+            )
+
+    @contextlib.contextmanager
+    def _folder(self, connection: t.Any, path: str) -> t.Iterator[dict[str, t.Any]]:
+        """The files of a folder, as libvirt volumes by name, through a pool that lives as long as we look.
+
+        So the other host needs nothing but libvirt. A pool that a killed run has left is taken over.
+        """
+        pool = virt.found(lambda: connection.storagePoolLookupByTargetPath(path))
+        mine = pool is None
+        if pool is not None and pool.name().startswith("phyllome-look-"):
+            pool.destroy()
+            mine = True
+        if mine:
+            definition = xml.element("pool", type_="dir")
+            xml.child(definition, "name", f"phyllome-look-{os.getpid()}-{time.monotonic_ns()}")
+            xml.child(xml.child(definition, "target"), "path", path)
+            try:
+                pool = connection.storagePoolCreateXML(xml.dump(definition))
+            except virt.libvirt.libvirtError as exc:
+                if exc.get_error_code() != virt.libvirt.VIR_ERR_SYSTEM_ERROR:
+                    raise
+                pool = None  # the folder does not exist
+        else:
+            pool.refresh()
+        if pool is None:
+            yield {}
+            return
+        try:
+            yield {volume.name(): volume for volume in pool.listAllVolumes()}
+        finally:
+            if mine:
+                pool.destroy()
+
+    def _migrate(self, view: View, domain: t.Any, guest: Guest, mark: Mark) -> None:
+        lib, order = virt.libvirt, self.order
+        flags = (
+            lib.VIR_MIGRATE_LIVE
+            | lib.VIR_MIGRATE_PEER2PEER
+            | lib.VIR_MIGRATE_PERSIST_DEST
+            | lib.VIR_MIGRATE_PAUSED
+            | lib.VIR_MIGRATE_ABORT_ON_ERROR
+            | lib.VIR_MIGRATE_TLS
+        )
+        address = order.migrate_address or _resolve(order.host)
+        params: dict[str, t.Any] = {
+            lib.VIR_MIGRATE_PARAM_URI: f"tcp://[{address}]" if ":" in address else f"tcp://{address}",
+            lib.VIR_MIGRATE_PARAM_LISTEN_ADDRESS: address,
+        }
+        if guest.disks:
+            flags |= lib.VIR_MIGRATE_NON_SHARED_DISK
+            params[lib.VIR_MIGRATE_PARAM_MIGRATE_DISKS] = [disk.target for disk in guest.disks]
+        if address != order.host:
+            params[lib.VIR_MIGRATE_PARAM_TLS_DESTINATION] = order.host
+        if order.auto_converge:
+            flags |= lib.VIR_MIGRATE_AUTO_CONVERGE
+        if order.bandwidth_mib:
+            params[lib.VIR_MIGRATE_PARAM_BANDWIDTH] = order.bandwidth_mib
+        job = _Job(domain, order.destination_uri, params, flags)
+        handover = _Handover(self, view, domain) if mark.power == "running" else None
+        try:
+            job.run(order.timeout, order.downtime_ms)
+        finally:
+            if handover is not None:
+                handover.end()
+        self.told.stats["migrate_ms"] = _ms(job.seconds)
+
+    def commit(self, view: View, sync: bool) -> Record:
+        """Remember that the source has given the guest up: from now on it never goes back.
+
+        Args:
+            view: both hosts.
+            sync: whether the record has to survive a power cut before the next step.
+        """
+        record = view.record or Record(view.op_id, view.uuid, view.name, view.source.host, view.destination.host)
+        return self.pair.journal.save(dataclasses.replace(record, phase="committed"), sync)
+
+    # -- row 3 --------------------------------------------------------------------------------
+
+    def wait(self, view: View) -> None:
+        """Attach to what is under way until it is not any more.
+
+        Raises:
+            PhyllomeError: it does not end in time.
+        """
+        deadline = time.monotonic() + (self.order.timeout or float("inf"))
+        settled = time.monotonic() + SETTLE
+        aborted = False
+        before = (view.source.state, view.destination.state, view.source.job)
+        while before == (view.source.state, view.destination.state, view.source.job):
+            now = time.monotonic()
+            if view.source.job == "outgoing":
+                settled = now + SETTLE
+            if now > settled:
+                raise PhyllomeError(
+                    f"The migration of {view.name} has ended, but {view.destination.host} still waits for it",
+                    f"it is {view.destination.detail} there after {SETTLE:.0f} s",
+                    f"Restart libvirt on {view.destination.host}, which removes it, and run again. "
+                    f"On {view.source.host} the guest is {view.source.detail}.",
+                )
+            if now > deadline and view.source.job == "outgoing":
+                if aborted:
+                    raise _too_slow(view.name, self.order.timeout, "and it does not let itself be aborted")
+                if view.mark == "moving" or (view.source.mark and view.source.mark.op_id == view.op_id):
+                    with contextlib.suppress(virt.libvirt.libvirtError):
+                        self.pair.source.connection.lookupByUUIDString(view.uuid).abortJob()
+                    self.failure = _too_slow(view.name, self.order.timeout, "it was aborted")
+                aborted, deadline = True, now + SETTLE
+            time.sleep(POLL)
+            view = self.pair.view()
+
+    # -- row 4 --------------------------------------------------------------------------------
+
+    def discard(self, view: View) -> None:
+        """Remove the destination's copy, which never ran, with its files.
+
+        Raises:
+            PhyllomeError: libvirt refuses.
+        """
+        with virt.saying(f"Cannot remove the copy of {view.name} on {view.destination.host}"):
+            domain = self.pair.destination.connection.lookupByUUIDString(view.uuid)
+            if domain.isActive():
+                domain.destroy()
+            domain.undefineFlags(_undefine_flags())
+        if view.record is not None:
+            self._sweep(view.record)
+
+    # -- rows 8 and 9 -------------------------------------------------------------------------
+
+    def destroy_source(self, view: View) -> None:
+        """Stop the source's copy: the destination runs, and this one will never run again."""
+        with virt.saying(f"Cannot stop {view.name} on {view.source.host}"):
+            self.pair.source.connection.lookupByUUIDString(view.uuid).destroy()
+
+    def resume_source(self, view: View) -> None:
+        """Let the guest go on at the source, which is the truth as long as it is there."""
+        with virt.saying(f"Cannot resume {view.name} on {view.source.host}"):
+            domain = self.pair.source.connection.lookupByUUIDString(view.uuid)
+            domain.resume()
+            if view.source.mark is not None and view.source.mark.power != "running":
+                domain.suspend()
+
+    # -- rows 6 and 7 -------------------------------------------------------------------------
+
+    def finish(self, view: View) -> None:
+        """Give the guest to the destination: resume, compare, autostart, clean up the source.
+
+        The order is what makes it safe: the record says ``committed`` before the guest is resumed,
+        the source's files get other names before its definition goes, and its definition, which
+        bears the mark, goes last: as long as it is there, a run will come back here.
+
+        Raises:
+            PhyllomeError: libvirt refuses; the next run goes on here.
+        """
+        there = self.pair.destination
+        dead = view.source.state == "unreachable"
+        record = None if dead else self.commit(view, sync=True)
+        mark = view.destination.mark
+        power = mark.power if mark else "running"
+        with virt.saying(f"Cannot look at {view.name} on {there.name}"):
+            connection = there.connection
+            domain = connection.lookupByUUIDString(view.uuid)
+        ours = view.destination.state == "paused" and mark is not None and mark.phase == "moving"
+        if ours and power == "running":
+            with virt.saying(
+                f"Cannot resume {view.name} on {there.name}",
+                f"It waits there, complete, and exists nowhere else: virsh resume {view.name} there, then run again.",
+            ):
+                domain.resume()
+        if self.told.mode is None:
+            self.told.mode = "cold" if power == "off" else "live"
+        with virt.saying(f"Cannot finish the move of {view.name} on {there.name}"):
+            guest = read_guest(there, view.uuid, sizes=False)
+            if record is not None and not record.pieces:
+                record = self.pair.journal.save(dataclasses.replace(record, pieces=pieces(guest)))
+            if ours and power == "off":
+                domain.destroy()
+            if record is not None:
+                asleep = mark is not None and mark.phase == "moving" and power != "running"
+                self._bring_identity(guest, record.pieces, view, asleep and view.destination.state != "running")
+            if mark is not None and mark.phase == "moving":
+                if mark.autostart:
+                    domain.setAutostart(1)
+                self.told.identity["autostart"] = bool(domain.autostart())
+                _write_mark(domain, dataclasses.replace(mark, phase="done", epoch=mark.epoch + 1))
+            self.told.identity["metadata"] = True
+            self._count_disks(guest, record)
+        if record is not None:
+            self._put_away(view, record)
+
+    def _bring_identity(self, guest: Guest, owned: t.Mapping[str, str], view: View, asleep: bool) -> None:
+        """Compare NVRAM and TPM with the source's, which cannot change any more; bring what a sleeping guest lacks.
+
+        QEMU writes a migrated variable store to its file only when the CPUs first run, so a guest
+        that does not run at the destination gets the file from us.
+        """
+        connection = self.pair.destination.connection
+        suffix = retained("", view.op_id)
+        fresh = digest(guest.nvram_template) if guest.nvram_template else None
+        nvram = owned.get("nvram") or ""  # libvirt does not always say it of a guest that is off
+        for name, folder, files in (
+            ("nvram", os.path.dirname(nvram), [os.path.basename(nvram)] if nvram else []),
+            ("tpm", guest.tpm or "", ["tpm2-00.permall", "tpm-00.permall"] if guest.tpm else []),
+        ):
+            self.told.identity[name] = None
+            for file in files:
+                path = os.path.join(folder, file)
+                put_away = (
+                    path + suffix
+                    if name == "nvram"
+                    else os.path.join(os.path.dirname(folder) + suffix, os.path.basename(folder), file)
+                )
+                kept = path if os.path.exists(path) else put_away
+                before = digest(kept)
+                if before is None:
+                    continue
+                if name == "nvram" and guest.nvram_format != "raw":
+                    self.told.identity[name] = "moved; a store in the format qcow2 is not compared"
+                    continue
+                try:
+                    with self._folder(connection, folder) as volumes:
+                        after = _digest_there(connection, volumes.get(file))
+                        rests = asleep or view.destination.state == "off"
+                        if name == "nvram" and rests and after is not None and (asleep or after == fresh):
+                            _upload(connection, volumes[file], kept)
+                            after = _digest_there(connection, volumes[file])
+                except virt.libvirt.libvirtError as exc:
+                    after = None
+                    self.told.wrong.append(
+                        f"{name} of {view.name} on {view.destination.host} cannot be read: {exc.get_error_message()}"
+                    )
+                self.told.identity[name] = {
+                    "file": path,
+                    "source": before,
+                    "destination": after,
+                    "same": before == after,
+                }
+                if before != after:
+                    self._judge_difference(name, fresh, after, asleep)
+
+    def _judge_difference(self, name: str, fresh: str | None, after: str | None, asleep: bool) -> None:
+        """A guest that runs may have written since; what it never had is a loss."""
+        if asleep or after in (None, fresh):
+            self.told.wrong.append(f"the {name} did not arrive: {self.told.identity[name]}")
+        else:
+            self.told.identity[name]["note"] = "changed by the guest after the move"
+
+    def _count_disks(self, guest: Guest, record: Record | None) -> None:
+        """A sparse disk has to stay sparse."""
+        connection = self.pair.destination.connection
+        self.told.disks.clear()
+        for disk in guest.disks:
+            volume = virt.found(lambda path=disk.path: connection.storageVolLookupByPath(path))  # type: ignore[misc]
+            dummy, virtual, after = volume.info() if volume is not None else (None, None, None)
+            before = record.allocated.get(disk.target) if record else None
+            self.told.disks.append(
+                {"target": disk.target, "virtual": virtual, "allocated_before": before, "allocated_after": after}
+            )
+            if before is not None and after is not None and after > grown(before):
+                self.told.wrong.append(f"disk {disk.target} grew from {before} to {after} bytes")
+
+    def _put_away(self, view: View, record: Record) -> None:
+        """Give the source's files their retained names, undefine the guest there, purge what is to be purged."""
+        here = self.pair.source
+        kept = {path: retained(path, view.op_id) for path in record.pieces.values()}
+        record = self.pair.journal.save(dataclasses.replace(record, retained=kept))
+        domain = virt.found(lambda: here.connection.lookupByUUIDString(view.uuid))
+        if domain is not None:  # without a definition the files have their names already, or are no longer this guest's
+            for path, name in kept.items():
+                if os.path.exists(path):
+                    _delete(name)
+                    os.rename(path, name)
+            with virt.saying(f"Cannot undefine {view.name} on {here.name}"):
+                domain.undefineFlags(_undefine_flags())
+        if self.order.purge and not self.told.wrong:
+            for name in kept.values():
+                _delete(name)
+        kept = {path: name for path, name in kept.items() if os.path.exists(name)}
+        for older in self.pair.journal.of_guest(view.uuid):
+            if older.op_id != record.op_id and older.phase == "done":
+                self._supersede(older, record.pieces.values())
+        self.pair.journal.save(dataclasses.replace(record, phase="done", retained=kept))
+        self.told.leftovers = list(kept.values())
+        for folder in {os.path.dirname(path) for name, path in record.pieces.items() if name.startswith("disks.")}:
+            with contextlib.suppress(virt.libvirt.libvirtError):  # the source need not have a pool there
+                here.connection.storagePoolLookupByTargetPath(folder).refresh()
+
+    def _supersede(self, older: Record, kept: t.Collection[str]) -> None:
+        """An older retained copy of the same file goes once the newer one is there."""
+        left = {path: name for path, name in older.retained.items() if path not in kept and os.path.exists(name)}
+        for path, name in older.retained.items():
+            if path in kept:
+                _delete(name)
+        if left:
+            self.pair.journal.save(dataclasses.replace(older, retained=left))
+        else:
+            self.pair.journal.remove(older.op_id)
+
+    # -- back to where it was ------------------------------------------------------------------
+
+    def roll_back(self, view: View) -> None:
+        """Leave both hosts as they were before a move that did not come about.
+
+        Raises:
+            PhyllomeError: not everything could be undone; the journal keeps the rest for the next run.
+        """
+        if view.record is not None:
+            self._sweep(view.record)
+        mark = view.source.mark
+        if mark is None or mark.op_id != view.op_id:
+            return
+        with virt.saying(f"Cannot restore {view.name} on {view.source.host}"):
+            domain = self.pair.source.connection.lookupByUUIDString(view.uuid)
+            if mark.power == "off" and view.source.state == "paused":
+                domain.destroy()
+            if mark.autostart:
+                domain.setAutostart(1)
+            _write_mark(domain, None)
+        self.pair.journal.remove(view.op_id)
+
+    def _sweep(self, record: Record) -> None:
+        """Delete what this move has made at the destination, unless a guest there uses it."""
+        there = self.pair.destination
+        with virt.saying(f"Cannot remove from {there.name} what an earlier try has left there"):
+            connection = there.connection
+            used = {
+                path
+                for domain in connection.listAllDomains()
+                for path in _paths(virt.found(lambda domain=domain: domain.XMLDesc(0)))  # type: ignore[misc]
+            }
+            for path in record.pieces.values():
+                if path in used or any(one.startswith(f"{path}/") for one in used):
+                    self.told.leftovers.append(f"{there.name}:{path}")
+                elif path.startswith("/var/lib/libvirt/swtpm/"):
+                    self._sweep_tpm(connection, path)
+                else:
+                    self._sweep_file(connection, path)
+
+    def _sweep_file(self, connection: t.Any, path: str) -> None:
+        with self._folder(connection, os.path.dirname(path)) as volumes:
+            if os.path.basename(path) in volumes:
+                volumes[os.path.basename(path)].delete()
+
+    def _sweep_tpm(self, connection: t.Any, path: str) -> None:
+        for folder in (os.path.join(path, "tpm2"), os.path.join(path, "tpm1.2")):
+            with self._folder(connection, folder) as volumes:
+                for volume in volumes.values():
+                    volume.delete()
+
+
+class _Job:
+    """virDomainMigrateToURI3, which blocks, in a thread of its own, so that it can be timed out."""
+
+    def __init__(self, domain: t.Any, uri: str, params: dict[str, t.Any], flags: int) -> None:
+        self._domain, self._uri, self._params, self._flags = domain, uri, params, flags
+        self._error: t.Any = None
+        self._ended = threading.Event()
+        self.seconds = 0.0
+
+    def _work(self) -> None:
+        began = time.monotonic()
+        try:
+            self._domain.migrateToURI3(self._uri, self._params, self._flags)
+        except virt.libvirt.libvirtError as exc:
+            self._error = exc
+        self.seconds = time.monotonic() - began
+        self._ended.set()
+
+    def run(self, timeout: int, downtime_ms: int | None) -> None:
+        """Migrate.
+
+        Raises:
+            PhyllomeError: what libvirt says, or that it took too long and was aborted.
+        """
+        threading.Thread(target=self._work, name="migration", daemon=True).start()
+        deadline = time.monotonic() + timeout if timeout else None
+        while downtime_ms is not None and not self._ended.wait(POLL):
+            with contextlib.suppress(virt.libvirt.libvirtError):  # there is a moment before the job
+                self._domain.migrateSetMaxDowntime(downtime_ms)
+                break
+        ended = self._ended.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
+        name = self._domain.name()
+        if not ended:
+            with contextlib.suppress(virt.libvirt.libvirtError):
+                self._domain.abortJob()
+            self._ended.wait(SETTLE)
+            if not self._ended.is_set() or self._error is not None:
+                raise _too_slow(name, timeout, "it was aborted")
+        if self._error is not None:
+            raise PhyllomeError(
+                f"The migration of {name} failed",
+                self._error.get_error_message() or str(self._error),
+                "Remove the cause and run again.",
+                libvirt_code=self._error.get_error_code(),
+            )
+
+
+class _Handover:
+    """Resumes the guest at the destination as soon as the source's QEMU is dead.
+
+    The dead process is the proof that the source has given the guest up. libvirt says so 0.2 s
+    later, which would be most of the downtime (virProcessKillPainfullyDelay looks every 0.2 s). Where this does
+    not come about, the next look at both hosts finds row 6, and the guest is resumed then.
+    """
+
+    def __init__(self, mover: Mover, view: View, domain: t.Any) -> None:
+        self._mover, self._view = mover, view
+        self._connection = mover.pair.source.connection
+        self._stopped, self._over = threading.Event(), False
+        self._stopped_at = 0.0
+        self._number = self._connection.domainEventRegisterAny(
+            domain, virt.libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._note, None
+        )
+        self._thread = threading.Thread(target=self._work, name="handover", daemon=True)
+        self._thread.start()
+
+    def _note(self, dummy: t.Any, dummy_domain: t.Any, event: int, detail: int, dummy_opaque: t.Any) -> None:
+        lib = virt.libvirt
+        if event == lib.VIR_DOMAIN_EVENT_SUSPENDED and detail == lib.VIR_DOMAIN_EVENT_SUSPENDED_MIGRATED:
+            self._stopped_at = time.monotonic()
+            self._stopped.set()
+
+    def end(self) -> None:
+        """The migration is over: stop looking."""
+        self._over = True
+        self._stopped.set()
+        self._thread.join()
+        with contextlib.suppress(virt.libvirt.libvirtError):
+            self._connection.domainEventDeregisterAny(self._number)
+
+    def _work(self) -> None:
+        pid = qemu_pid(self._view.name, self._view.uuid)
+        self._stopped.wait()
+        if pid is None or not self._stopped_at:
+            return
+        with contextlib.suppress(virt.libvirt.libvirtError, PhyllomeError):
+            there = self._mover.pair.destination.connection
+            domain = there.lookupByUUIDString(self._view.uuid)
+            while not process_is_gone(pid):
+                if self._over:
+                    return
+                time.sleep(0.001)
+            view = self._mover.pair.with_source_gone(self._view)
+            row = classify(view.source.state, view.destination.state, view.source.job, view.mark, view.committed)
+            if row is not None and row.action == "finish":
+                self._mover.commit(view, sync=False)
+                domain.resume()
+                self._mover.told.stats["downtime_ms"] = _ms(time.monotonic() - self._stopped_at)
+
+
+def _too_slow(name: str, timeout: int, what: str) -> PhyllomeError:
+    return PhyllomeError(
+        f"timeout: the migration of {name} took longer than {timeout} s",
+        what,
+        "Give it more time (timeout), less to do (convergence.auto_converge) or a faster network.",
+    )
+
+
+def _resolve(host: str) -> str:
+    """The first address of a host, as this host knows it.
+
+    Raises:
+        PhyllomeError: nobody knows it.
+    """
+    try:
+        return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
+    except OSError as exc:
+        raise PhyllomeError(
+            f"destination_uri: {host!r} has no address", str(exc), "Give migrate_address, or correct the name."
+        ) from exc
+
+
+def _write_mark(domain: t.Any, mark: Mark | None) -> None:
+    """Write our mark, or remove it. Never while a migration runs: it would block until its end."""
+    lib = virt.libvirt
+    flags = lib.VIR_DOMAIN_AFFECT_CONFIG | (lib.VIR_DOMAIN_AFFECT_LIVE if domain.isActive() else 0)
+    domain.setMetadata(
+        lib.VIR_DOMAIN_METADATA_ELEMENT, mark.dump() if mark else None, "phyllome-migration", xml.MIGRATION_NS, flags
+    )
+
+
+def _create(connection: t.Any, disk: Disk) -> None:
+    """A sparse file of exactly the disk's virtual size: what libvirt would make takes all of its size."""
+    volume = xml.element("volume")
+    xml.child(volume, "name", os.path.basename(disk.path))
+    xml.child(volume, "capacity", str(disk.virtual), unit="bytes")
+    xml.child(volume, "allocation", "0")
+    target = xml.child(volume, "target")
+    xml.child(target, "format", None, type_=disk.format)
+    if disk.format == "qcow2":
+        xml.child(target, "compat", "1.1")
+    connection.storagePoolLookupByTargetPath(os.path.dirname(disk.path)).createXML(xml.dump(volume))
+
+
+def _undefine_flags() -> int:
+    """Keep what belongs to the guest; a library before 8.9 does not know KEEP_TPM."""
+    lib = virt.libvirt
+    return int(lib.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM | getattr(lib, "VIR_DOMAIN_UNDEFINE_KEEP_TPM", 0))
+
+
+def _paths(text: str | None) -> set[str]:
+    """Every file that a domain's XML names."""
+    if text is None:
+        return set()
+    root = xml.parse(text)
+    guest = parse_guest(root)
+    named = {element.get("file") for element in root.iter("source")} | {guest.nvram, guest.tpm}
+    return {path for path in named if path}
+
+
+def _digest_there(connection: t.Any, volume: t.Any) -> str | None:
+    if volume is None:
+        return None
+    summed = hashlib.sha256()
+    stream = connection.newStream()
+    volume.download(stream, 0, 0)
+    stream.recvAll(lambda dummy, data, opaque: summed.update(data), None)
+    stream.finish()
+    return summed.hexdigest()
+
+
+def _upload(connection: t.Any, volume: t.Any, path: str) -> None:
+    with open(path, "rb") as file:
+        stream = connection.newStream()
+        volume.upload(stream, 0, os.path.getsize(path))
+        stream.sendAll(lambda dummy, size, opaque: file.read(size), None)
+        stream.finish()
+
+
+def _delete(path: str) -> None:
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        os.unlink(path)
+
+
+def _ms(seconds: float) -> int:
+    return round(seconds * 1000)

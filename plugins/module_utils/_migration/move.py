@@ -1,0 +1,213 @@
+# Copyright: Contributors to the phyllome.virt project
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The door of this room: look at both hosts, find the row, do what brings it forward, look again.
+
+PRIVATE to the collection: no promise of stability for users outside of it.
+"""
+
+from __future__ import annotations
+
+import time
+import typing as t
+
+from .._core.errors import PhyllomeError
+from .._core.plan import Plan
+from . import judge
+from .apply import Mover, Told
+from .journal import Journal
+from .plan import Blocker, blockers, choose_mode, plan, unknown
+from .read import Guest, Pair, View, guest, offer
+from .spec import accept
+
+_ROUNDS = 12
+_TRIES = 2
+"""A try whose last message was lost is made again, once."""
+
+
+def move(params: dict[str, t.Any], check_mode: bool) -> dict[str, t.Any]:
+    """Move a guest; the body of ``vm_migrate``.
+
+    Raises:
+        PhyllomeError: the guest is not at the destination afterwards, or not everything of it is;
+            the facts say where it is and what is left where.
+    """
+    order = accept(params)
+    with Pair(order, Journal()) as pair:
+        return _Run(pair).go(check_mode)
+
+
+class _Run:
+    def __init__(self, pair: Pair) -> None:
+        self._pair = pair
+        self._began = time.monotonic()
+        self._mover = Mover(pair)
+        self._plan = Plan()
+        self._blockers: list[Blocker] = []
+        self._warnings: list[str] = []
+        self._mode: tuple[str | None, str] = (None, "")
+        self._view, self._row = self._look()
+
+    def _look(self) -> tuple[View, judge.Row]:
+        """Both hosts, and what they mean.
+
+        Raises:
+            PhyllomeError: it is not known what they mean, or a person has to decide.
+        """
+        view = self._view = self._pair.view()
+        here, there = view.source, view.destination
+        row = judge.CLASH if here.clash or there.clash else judge.classify(
+            here.state, there.state, here.job, view.mark, view.committed
+        )  # fmt: skip
+        self._row = row  # type: ignore[assignment]
+        if row is None or row.action == "refuse":
+            raise self._refusal(row)
+        self._row = row
+        return view, row
+
+    def go(self, check_mode: bool) -> dict[str, t.Any]:
+        first = self._row
+        made_of = self._judge()
+        if first.action == "none" or check_mode:
+            return self._result(changed=first.action != "none", phase="done" if first.action == "none" else "planned")
+        tries = 0
+        for dummy in range(_ROUNDS):
+            view, row, mover = self._view, self._row, self._mover
+            if row.action == "none":
+                break
+            if row.action == "start":
+                if tries and made_of is not None and mover.failure is not None:
+                    mover.roll_back(view)
+                    raise self._failed(mover.failure, "rolled_back")
+                made_of = self._judge()
+                tries += 1
+                mover.start(view, made_of, self._mode[0] or "live")
+            elif row.action == "discard":
+                mover.discard(view)
+                if tries < _TRIES:
+                    mover.failure = None
+            else:
+                getattr(mover, row.action)(view)
+            self._view, self._row = self._look()
+        else:
+            raise self._failed(
+                PhyllomeError(
+                    f"The move of {self._view.name} does not come forward",
+                    f"after {_ROUNDS} steps: {self._row.meaning}",
+                    "Look at the journal of libvirt on both hosts.",
+                ),
+                "moving",
+            )
+        if self._mover.told.wrong:
+            raise self._failed(
+                PhyllomeError(
+                    f"The guest {self._view.name} is on {self._view.destination.host}, but not all of it is right",
+                    "; ".join(self._mover.told.wrong),
+                    f"Compare with what {self._view.source.host} has retained (leftovers) before you remove that.",
+                ),
+                "done",
+            )
+        return self._result(changed=True, phase="done")
+
+    def _judge(self) -> Guest:
+        """Plan, and find all that stands against it.
+
+        Raises:
+            PhyllomeError: something does.
+        """
+        pair, view, row = self._pair, self._view, self._row
+        starts = row.action in ("start", "discard")
+        side = pair.destination if view.source.state in ("absent", "unreachable") else pair.source
+        made_of = guest(side, view.uuid, sizes=starts or row.action in ("wait", "resume_source"))
+        cold = view.source.mark is not None and view.mark == "moving" and view.source.mark.power == "off"
+        if row.action not in ("none", "finish", "destroy_source"):
+            self._mode = choose_mode(pair.order, view.source.state, cold and view.source.state == "paused")
+        if not len(self._plan):
+            self._plan = plan(pair.order, view, row, made_of)
+        if starts:
+            offered = offer(pair, made_of)
+            ours = view.record.pieces.values() if view.record is not None and view.record.phase != "done" else ()
+            self._blockers = blockers(pair.order, view, made_of, offered, self._mode[0] or "live", ours)
+            self._warnings = unknown(made_of, offered, view.destination.host)
+        if self._blockers:
+            raise self._failed(
+                PhyllomeError(
+                    f"The guest {view.name} cannot move to {view.destination.host}",
+                    "; ".join(blocker.what for blocker in self._blockers),
+                    " ".join(blocker.fix for blocker in self._blockers),
+                ),
+                "blocked",
+            )
+        return made_of
+
+    def _refusal(self, row: judge.Row | None) -> PhyllomeError:
+        view = self._view
+        here, there = view.source, view.destination
+        guest_name = view.name or self._pair.order.shown
+        where = f"{here.host}: {here.detail or here.state}; {there.host}: {there.detail or there.state}"
+        if here.state == there.state == "absent":
+            error = PhyllomeError(
+                f"There is no guest {guest_name}",
+                f"neither {here.host} nor {there.host} has it",
+                "Correct name or uuid.",
+            )
+        elif row is judge.CLASH:
+            error = PhyllomeError(
+                f"The guest {guest_name} cannot move to {there.host}",
+                "; ".join(filter(None, (here.clash, there.clash))),
+                "Rename or remove the other guest; nothing was touched.",
+            )
+        elif view.mark == "other" and (here.mark or there.mark) and there.state == "absent":
+            mark = here.mark or there.mark
+            error = PhyllomeError(
+                f"The guest {guest_name} is on another move",
+                f"from {mark.source} to {mark.destination} (op_id {mark.op_id}), which is not finished",  # type: ignore[union-attr]
+                f"Finish that one first: run it again with destination: {mark.destination} on {mark.source}.",  # type: ignore[union-attr]
+            )
+        elif row is None:
+            error = PhyllomeError(
+                f"The guest {guest_name} cannot be moved: what is seen has no safe meaning",
+                f"{where}; job: {here.job}, mark: {view.mark}",
+                "Nothing was touched. Look which host has the right one, and undefine the other.",
+            )
+        else:
+            error = PhyllomeError(
+                f"The guest {guest_name} cannot be moved: {row.meaning}",
+                where,
+                "Nothing was touched. Look which host has the right one, and stop or undefine the other.",
+            )
+        return self._failed(error, "refused")
+
+    def _failed(self, error: PhyllomeError, phase: str) -> PhyllomeError:
+        """The error, with everything that is known."""
+        known = self._result(changed=False, phase=phase)
+        known.pop("changed")
+        known["changed"] = phase == "done"
+        error.facts = {**known, **error.facts}
+        return error
+
+    def _result(self, changed: bool, phase: str) -> dict[str, t.Any]:
+        view = getattr(self, "_view", None)
+        told: Told = self._mover.told
+        row = getattr(self, "_row", None)
+        result: dict[str, t.Any] = {
+            "changed": changed,
+            "phase": phase,
+            "classification": row.number if row is not None else None,
+            "mode_used": told.mode or self._mode[0],
+            "mode_reason": self._mode[1],
+            "plan": self._plan.as_list(),
+            "blockers": [vars(blocker) for blocker in self._blockers],
+            "disks": told.disks,
+            "identity": told.identity,
+            "stats": {**told.stats, "total_s": round(time.monotonic() - self._began, 3)},
+            "leftovers": told.leftovers,
+            "warnings": self._warnings,
+        }
+        if view is not None:
+            result["op_id"] = view.op_id if view.uuid else None
+            result["source"] = view.source.as_dict()
+            result["destination"] = view.destination.as_dict()
+            result["diff"] = self._plan.diff(f"guest {view.name}")
+        return result

@@ -1,0 +1,277 @@
+# Copyright: Contributors to the phyllome.virt project
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What stands against a move, and what a move will do.
+
+PRIVATE to the collection: no promise of stability for users outside of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import typing as t
+
+from .._core.plan import Change, Plan
+from .._core.units import format_size
+from .judge import Row
+from .read import Guest, Offer, View
+from .spec import Order
+
+SLACK = 16 * 1024**2
+"""Bytes that a sparse copy may take beyond 5 %: tables of the format, clusters that were touched."""
+
+
+def grown(before: int) -> int:
+    """The most bytes that the copy of a file may take."""
+    return before * 105 // 100 + SLACK
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocker:
+    """One thing that stands against a move.
+
+    Attributes:
+        code: for programs.
+        what: what was found.
+        fix: what to do about it.
+    """
+
+    code: str
+    what: str
+    fix: str
+
+
+def choose_mode(order: Order, state: str, cold_under_way: bool) -> tuple[str, str]:
+    """How the guest moves, and why. Pure.
+
+    Args:
+        order: what was asked for.
+        state: the guest's at the source, see judge.SOURCES.
+        cold_under_way: a cold move was interrupted; it has the guest paused.
+    """
+    if state in ("off", "crashed"):
+        return "cold", "the guest is off"
+    if cold_under_way:
+        return "cold", "the guest was off when the move began"
+    reason = "it was asked for" if order.mode == "live" else "the guest has its memory here"
+    return "live", reason
+
+
+def blockers(order: Order, view: View, guest: Guest, offer: Offer, mode: str, ours: t.Collection[str]) -> list[Blocker]:
+    """Everything that stands against a move, at once. Pure.
+
+    Args:
+        order: what was asked for.
+        view: both hosts.
+        guest: what is moved.
+        offer: what the destination has.
+        mode: how it would move.
+        ours: paths at the destination that an interrupted run of this move has made.
+    """
+    here, there = view.source.host, view.destination.host
+    found: list[Blocker] = []
+
+    def block(code: str, what: str, fix: str) -> None:
+        found.append(Blocker(code, what, fix))
+
+    if offer.same_host:
+        block(
+            "same_host",
+            f"{here} and {there} are the same host, or have the same host uuid",
+            "Give the right destination_uri; clones of a host need a host_uuid of their own in libvirtd.conf.",
+        )
+    if order.mode == "live" and mode == "cold":
+        block("not_running", f"the guest is {view.source.detail}", "Start it, or use mode: auto, which moves it cold.")
+    if order.mode == "cold" and mode == "live":
+        block("running", f"the guest is {view.source.detail}", "Shut it down, or use mode: auto, which moves it live.")
+    if view.source.state == "stuck":
+        block("stuck", f"the guest is {view.source.detail}", "Repair and resume it, or shut it down.")
+    if not view.source.persistent:
+        block("transient", "the guest is not defined, it only runs", "Define it: virsh dumpxml and virsh define.")
+    if view.source.job == "other" or guest.block_jobs:
+        jobs = f"block jobs on {', '.join(guest.block_jobs)}" if guest.block_jobs else "a job"
+        block(
+            "job_active",
+            f"the guest has {jobs} under way",
+            "Wait for its end, or abort it: virsh domjobabort, virsh blockjob --abort.",
+        )
+    if guest.managed_save:
+        block(
+            "managed_save",
+            "the guest's memory is saved on disk, and only this host's QEMU is sure to read it",
+            "Start it, or drop what was saved: virsh managedsave-remove.",
+        )
+    if guest.snapshots or guest.checkpoints:
+        block(
+            "snapshots",
+            f"the guest has {guest.snapshots} snapshots and {guest.checkpoints} checkpoints, which libvirt does not move",
+            "Delete them: virsh snapshot-delete, virsh checkpoint-delete.",
+        )
+    if guest.hostdevs:
+        block("hostdevs", f"the guest has {guest.hostdevs} devices of {here}", "Take them away for the move.")
+    if guest.filesystems:
+        block("filesystems", f"the guest has {guest.filesystems} directories of {here}", "Take them away for the move.")
+    for odd in guest.odd_disks:
+        block("disk_kind", f"disk {odd}", "Only unencrypted, unshared qcow2 and raw files are moved yet.")
+    for target in guest.chained:
+        block(
+            "backing_chain",
+            f"disk {target} has a backing file, and the copy would become a full one",
+            f"virsh blockpull {guest.name} {target} --wait first.",
+        )
+    if guest.odd_tpm:
+        block(
+            "tpm_kind",
+            f"the guest's TPM cannot be moved: {guest.odd_tpm}",
+            "Only an unencrypted emulated TPM at its default place is moved yet.",
+        )
+    for disk in guest.disks:
+        if disk.path in offer.present and disk.path not in ours:
+            block(
+                "disk_exists",
+                f"{there} has a file {disk.path} already, and this move did not make it",
+                "Look what it is; rename or delete it.",
+            )
+    _storage(block, there, guest, offer)
+    for path, is_there in offer.media.items():
+        if is_there is False:
+            block("medium_missing", f"{there} has no {path}", "Copy it there, or eject it.")
+    for name, active in offer.networks.items():
+        if not active:
+            block(
+                "network_missing",
+                f"on {there} the network {name} " + ("does not exist" if active is None else "is not active"),
+                f"Make it there, or virsh net-start {name}.",
+            )
+    for name, exists in offer.bridges.items():
+        if exists is False:
+            block("bridge_missing", f"{there} has no bridge {name}", "Make it there.")
+    if offer.memory is not None and guest.memory > offer.memory:
+        block(
+            "memory",
+            f"{there} has {format_size(offer.memory)} of memory available, the guest needs {format_size(guest.memory)}",
+            "Free memory there, or choose another destination.",
+        )
+    if offer.platform:
+        block(
+            "platform",
+            f"{there} cannot run {guest.machine} with {guest.emulator} as {guest.type}: {offer.platform}",
+            "Install the same QEMU there, or choose another destination.",
+        )
+    if offer.loader is False:
+        block(
+            "firmware",
+            f"libvirt on {there} does not know the firmware {guest.loader}",
+            "Install the same firmware package there.",
+        )
+    if offer.cpu is False:
+        block(
+            "cpu",
+            f"the CPU of {there} lacks features that the guest uses",
+            "Move it cold after giving it a CPU model that both hosts have.",
+        )
+    if offer.certificates is None:
+        block(
+            "certificates",
+            f"{here} has no certificates for the guest's data (ca-cert.pem, client-cert.pem, client-key.pem)",
+            "The role phyllome.virt.hypervisor makes them.",
+        )
+    return found
+
+
+def _storage(block: t.Callable[[str, str, str], None], there: str, guest: Guest, offer: Offer) -> None:
+    for folder, pool in offer.pools.items():
+        if pool is None:
+            block(
+                "pool_missing",
+                f"{there} has no running storage pool at {folder}",
+                f"Make one there: type dir, path {folder}.",
+            )
+            continue
+        needed = sum(grown(disk.allocated) for disk in guest.disks if os.path.dirname(disk.path) == folder)
+        if needed > pool.available:
+            block(
+                "space",
+                f"pool {pool.name} of {there} has {format_size(pool.available)} left, the disks need {format_size(needed)}",
+                "Make room there, or choose another destination.",
+            )
+
+
+def unknown(guest: Guest, offer: Offer, there: str) -> list[str]:
+    """What could not be checked beforehand; libvirt will refuse if it does not fit. Pure."""
+    said = [
+        f"Whether {there} has {path} could not be checked: no storage pool is there."
+        for path, known in offer.media.items()
+        if known is None
+    ]
+    said += [
+        f"Whether {there} has the bridge {name} could not be checked."
+        for name, known in offer.bridges.items()
+        if known is None
+    ]
+    if guest.cpu is not None and offer.cpu is None and not offer.platform:
+        said.append(f"Whether the CPU of {there} can run the guest's could not be checked.")
+    return said
+
+
+def retained(path: str, op: str) -> str:
+    """The name under which a file stays behind at the source."""
+    return f"{path}.phyllome-retained-{op}"
+
+
+def pieces(guest: Guest) -> dict[str, str]:
+    """The guest's own files at the source, by the name they have in a plan."""
+    named = {f"disks.{disk.target}": disk.path for disk in guest.disks}
+    if guest.nvram:
+        named["nvram"] = guest.nvram
+    if guest.tpm:
+        named["tpm"] = os.path.dirname(guest.tpm)
+    return named
+
+
+def plan(order: Order, view: View, row: Row, guest: Guest) -> Plan:
+    """What it takes until the destination has the guest and the source is cleaned up. Pure.
+
+    Args:
+        order: what was asked for.
+        view: both hosts.
+        row: what their state means.
+        guest: as far as it is known: what is moved, or what is there already.
+    """
+    here, there = view.source.host, view.destination.host
+    changes: list[Change] = []
+    if row.action == "none":
+        return Plan()
+    owned: t.Mapping[str, str] = pieces(guest)
+    if row.action == "finish" and view.record is not None and view.record.pieces:
+        owned = view.record.pieces
+    if row.action == "discard":
+        changes.append(Change("discard", f"{there}.guest", view.destination.detail, None, why=row.meaning))
+    if row.action == "destroy_source":
+        changes.append(Change("destroy_source", f"{here}.guest", view.source.detail, "off", why=row.meaning))
+    if row.action == "resume_source":
+        changes.append(Change("resume_source", f"{here}.guest", view.source.detail, "as it was", why=row.meaning))
+    changes.append(Change("move", "host", here, there, why=row.meaning))
+    if row.action != "finish":
+        changes += [
+            Change("copy", f"disks.{disk.target}", f"{here}:{disk.path}", f"{there}:{disk.path}",
+                   why=f"{format_size(disk.allocated)} of {format_size(disk.virtual)}, sparse")
+            for disk in guest.disks
+        ]  # fmt: skip
+        changes += [
+            Change("copy", name, f"{here}:{path}", f"{there}:{path}")
+            for name, path in owned.items()
+            if not name.startswith("disks.")
+        ]
+    if view.source.autostart:
+        changes.append(Change("autostart", f"{there}.autostart", False, True))
+    if view.source.persistent or row.action == "finish":
+        changes += [
+            Change("put_away", f"{here}.{name}", path, None if order.purge else retained(path, view.op_id))
+            for name, path in owned.items()
+        ]
+    if view.source.persistent:
+        changes.append(Change("undefine", f"{here}.definition", view.name, None))
+    return Plan(tuple(changes))

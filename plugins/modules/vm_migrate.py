@@ -1,0 +1,315 @@
+#!/usr/bin/python
+# Copyright: Contributors to the phyllome.virt project
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: vm_migrate
+short_description: Move a guest to another host without losing it
+description:
+  - Moves a guest from the host it runs on to another one, with its disks, its UEFI variables, its TPM, its autostart flag and its metadata.
+    No shared storage is needed.
+  - The guest is copied peer-to-peer over TLS, arrives paused, and is resumed only after the source is known to have given it up.
+    So there is never a moment at which it runs on both hosts.
+  - What to do is decided from what both hosts say, each time anew. Whatever was killed in the middle, running the module again finishes the move.
+  - Whatever happens, the exit status is what both hosts say afterwards, not what a call returned.
+version_added: 0.1.0
+author:
+  - Contributors to the phyllome.virt project (@phyllome)
+extends_documentation_fragment:
+  - phyllome.virt._attributes
+  - phyllome.virt._attributes.actiongroup_virt
+attributes:
+  check_mode:
+    support: full
+    details:
+      - Reads both hosts, returns the plan and fails with every blocker at once. Nothing is written.
+  diff_mode:
+    support: full
+  idempotent:
+    support: full
+options:
+  name:
+    description: Name of the guest. With O(uuid) both have to belong to the same guest.
+    type: str
+  uuid:
+    description: UUID of the guest.
+    type: str
+  source:
+    description:
+      - Inventory name of this host, for messages and the journal. The default is its hostname.
+      - Give the same one each time.
+    type: str
+  destination:
+    description:
+      - Inventory name of the destination, for messages and the journal. The default is the host part of O(destination_uri).
+      - Give the same one each time.
+    type: str
+  destination_uri:
+    description: Libvirt URI of the destination as this host sees it. Only TLS is accepted, C(qemu+tls://HOST/system).
+    type: str
+    required: true
+  migrate_address:
+    description: IP address of the destination for memory and disk data. The default is the host part of O(destination_uri), resolved on this host.
+    type: str
+  state:
+    description: The guest is to be at the destination.
+    type: str
+    choices: [migrated]
+    default: migrated
+  mode:
+    description:
+      - V(live) moves a guest that runs or is paused.
+      - V(cold) moves a guest that is off. It is started paused for that, its CPUs never run, and it is off again at the destination;
+        so both hosts need its memory for a while.
+      - V(auto) takes the one that fits.
+    type: str
+    choices: [auto, live, cold]
+    default: auto
+  convergence:
+    description: What to do about a guest that writes faster than the network carries.
+    type: dict
+    suboptions:
+      downtime_ms:
+        description: How many milliseconds the guest may stand still at the end. The default is QEMU's, 300.
+        type: int
+      auto_converge:
+        description: Slow the guest's CPUs down until it converges.
+        type: bool
+        default: false
+  bandwidth_mib:
+    description: At most so many MiB a second; V(0) for no limit. Empty parts of disks count too.
+    type: int
+    default: 0
+  timeout:
+    description: Seconds for the copying. Then it is aborted, and the guest goes on where it was. V(0) for no limit.
+    type: int
+    default: 0
+  source_disks:
+    description:
+      - V(retain) keeps disks, UEFI variables and TPM state at the source under names that end in C(.phyllome-retained-) and the C(op_id).
+        The next move of the same guest away from that host replaces them.
+      - V(purge) deletes them, once the guest is at the destination and found complete.
+    type: str
+    choices: [retain, purge]
+    default: retain
+  source_is_dead:
+    description:
+      - Your word that the source is off and will not come back by itself, for a guest that waits at the destination.
+      - Say it only if you know it. Run on the destination then, with O(source) and O(uri) those of the dead host.
+    type: bool
+    default: false
+  uri:
+    description: Libvirt URI of the source. The module runs there.
+    type: str
+    default: qemu:///system
+notes:
+  - Runs on the source host as root. The destination needs nothing but libvirt.
+  - >-
+    Not moved yet: guests with snapshots, backing chains, devices or directories of the host, encrypted or shared disks, or disks that are not files.
+    Each of these is a blocker that is named.
+requirements:
+  - libvirt-python
+  - lxml
+seealso:
+  - module: phyllome.virt.phyllome_vm
+"""
+
+EXAMPLES = r"""
+- name: Move a guest while it runs
+  phyllome.virt.vm_migrate:
+    name: web
+    destination: beta
+    destination_uri: qemu+tls://10.78.0.2/system
+
+- name: Move a guest through the network for moves, slowly, and give up after an hour
+  phyllome.virt.vm_migrate:
+    name: db
+    destination: beta
+    destination_uri: qemu+tls://beta.example.org/system
+    migrate_address: 192.0.2.12
+    bandwidth_mib: 100
+    timeout: 3600
+    convergence:
+      auto_converge: true
+      downtime_ms: 500
+
+- name: Start a guest that waits on this host, because alpha has burnt down in the middle of its move
+  phyllome.virt.vm_migrate:
+    name: web
+    source: alpha
+    destination: beta
+    uri: qemu+tls://10.78.0.1/system
+    destination_uri: qemu+tls://10.78.0.2/system
+    source_is_dead: true
+"""
+
+RETURN = r"""
+op_id:
+  description: Name of this move. The same guest, destination and number of moves before always give the same.
+  returned: when a guest was found
+  type: str
+  sample: 0f1f6c0b-50a2-5a63-9f6f-8c3ad0f34f40
+mode_used:
+  description: V(live), V(cold), or null when there was nothing to copy.
+  returned: always
+  type: str
+  sample: live
+mode_reason:
+  description: Why this mode.
+  returned: always
+  type: str
+phase:
+  description: V(planned) in check mode, V(blocked) or V(refused) when nothing was touched, V(rolled_back), V(moving), V(done).
+  returned: always
+  type: str
+  sample: done
+classification:
+  description: Number of the row of the state table that both hosts are in at the end. 2 means that all is well. Null for a state that is not known.
+  returned: always
+  type: int
+  sample: 2
+source:
+  description: What the source says about the guest at the end.
+  returned: when a guest was looked for
+  type: dict
+  sample: {host: alpha, state: absent, defined: false}
+destination:
+  description: What the destination says about the guest at the end.
+  returned: when a guest was looked for
+  type: dict
+  sample: {host: beta, state: running, defined: true, reason: running}
+plan:
+  description: What is done, in order.
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    path:
+      description: What changes.
+      type: str
+    from:
+      description: Value before.
+      type: raw
+    to:
+      description: Value after.
+      type: raw
+    when:
+      description: When it takes effect, always V(live).
+      type: str
+    why:
+      description: The reason, where it is not obvious.
+      type: str
+blockers:
+  description: Everything that stands against the move.
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    code:
+      description: For programs.
+      type: str
+      sample: network_missing
+    what:
+      description: What was found.
+      type: str
+    fix:
+      description: What to do about it.
+      type: str
+disks:
+  description: The disks at the destination.
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    target:
+      description: Name of the disk in the guest's definition.
+      type: str
+      sample: vda
+    virtual:
+      description: Bytes that the guest sees.
+      type: int
+    allocated_before:
+      description: Bytes that the file took at the source.
+      type: int
+    allocated_after:
+      description: Bytes that the file takes at the destination. More than 5 % and 16 MiB above is an error.
+      type: int
+identity:
+  description: What else of the guest arrived. Empty when there was nothing to do.
+  returned: always
+  type: dict
+  contains:
+    nvram:
+      description: SHA-256 of the UEFI variables at the source and at the destination, and whether they are the same. Null without UEFI.
+      type: dict
+    tpm:
+      description: The same for the state of the TPM.
+      type: dict
+    autostart:
+      description: Whether the guest starts with the destination.
+      type: bool
+    metadata:
+      description: Whether the metadata arrived.
+      type: bool
+stats:
+  description: Times.
+  returned: always
+  type: dict
+  contains:
+    total_s:
+      description: Seconds that the module took.
+      type: float
+    setup_ms:
+      description: Milliseconds until the copying began.
+      type: int
+    migrate_ms:
+      description: Milliseconds that libvirt took for the migration.
+      type: int
+    downtime_ms:
+      description: Milliseconds from the stop of the CPUs at the source to their start at the destination, by one clock.
+      type: int
+leftovers:
+  description: Files that are left, at the source where no host is named.
+  returned: always
+  type: list
+  elements: str
+"""
+
+from ansible_collections.phyllome.virt.plugins.module_utils._core.door import serve
+from ansible_collections.phyllome.virt.plugins.module_utils._migration.move import move
+
+
+def main() -> None:
+    serve(
+        {
+            "name": {"type": "str"},
+            "uuid": {"type": "str"},
+            "source": {"type": "str"},
+            "destination": {"type": "str"},
+            "destination_uri": {"type": "str", "required": True},
+            "migrate_address": {"type": "str"},
+            "state": {"type": "str", "choices": ["migrated"], "default": "migrated"},
+            "mode": {"type": "str", "choices": ["auto", "live", "cold"], "default": "auto"},
+            "convergence": {
+                "type": "dict",
+                "options": {
+                    "downtime_ms": {"type": "int"},
+                    "auto_converge": {"type": "bool", "default": False},
+                },
+            },
+            "bandwidth_mib": {"type": "int", "default": 0},
+            "timeout": {"type": "int", "default": 0},
+            "source_disks": {"type": "str", "choices": ["retain", "purge"], "default": "retain"},
+            "source_is_dead": {"type": "bool", "default": False},
+            "uri": {"type": "str", "default": "qemu:///system"},
+        },
+        move,
+        required_one_of=[("name", "uuid")],
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+# Copyright (c) Phyllome OS contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Every combination of what two hosts can say: few are known, and none may lose the guest."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from ansible_collections.phyllome.virt.plugins.module_utils._migration import judge
+
+EVERYTHING = list(itertools.product(judge.SOURCES, judge.DESTINATIONS, judge.JOBS, judge.MARKS, (False, True)))
+
+
+def matches(row, source, destination, job, mark, committed):
+    return (
+        source in row.source
+        and (not row.destination or destination in row.destination)
+        and (not row.job or job in row.job)
+        and (not row.mark or mark in row.mark)
+        and row.committed in (None, committed)
+    )
+
+
+def test_rows_exclude_each_other_and_classify_finds_them():
+    for state in EVERYTHING:
+        rows = [row for row in judge.TABLE if matches(row, *state)]
+        assert len(rows) <= 1, (state, rows)
+        assert judge.classify(*state) is (rows[0] if rows else None)
+
+
+def test_rows_name_only_states_that_exist():
+    for row in judge.TABLE:
+        assert row.source, row
+        assert row.source <= set(judge.SOURCES)
+        assert row.destination <= set(judge.DESTINATIONS)
+        assert row.job <= set(judge.JOBS)
+        assert row.mark <= set(judge.MARKS)
+        assert any(matches(row, *state) for state in EVERYTHING), row
+
+
+@pytest.mark.parametrize(
+    ("source", "destination", "job", "mark", "committed", "number", "action"),
+    [
+        ("running", "absent", "none", "none", False, 1, "start"),
+        ("paused", "absent", "none", "none", False, 1, "start"),
+        ("off", "absent", "none", "none", False, 1, "start"),
+        ("running", "absent", "none", "moving", False, 1, "start"),
+        ("absent", "running", "none", "none", False, 2, "none"),
+        ("absent", "off", "none", "done", False, 2, "none"),
+        ("absent", "paused", "none", "none", False, 2, "none"),
+        ("running", "incoming", "outgoing", "moving", False, 3, "wait"),
+        ("running", "absent", "outgoing", "moving", False, 3, "wait"),
+        ("switching", "paused", "outgoing", "moving", False, 3, "wait"),
+        ("running", "incoming", "none", "moving", False, 3, "wait"),
+        ("crashed", "incoming", "none", "moving", False, 3, "wait"),
+        ("running", "paused", "none", "moving", False, 4, "discard"),
+        ("paused", "paused", "none", "moving", False, 4, "discard"),
+        ("running", "off", "none", "moving", False, 4, "discard"),
+        ("running", "running", "none", "moving", False, 5, "refuse"),
+        ("running", "running", "none", "none", False, 5, "refuse"),
+        ("running", "paused", "none", "moving", True, 5, "refuse"),
+        ("migrated", "paused", "none", "moving", False, 6, "finish"),
+        ("absent", "paused", "none", "moving", False, 6, "finish"),
+        ("gone", "paused", "none", "moving", False, 6, "finish"),
+        ("off", "paused", "none", "moving", True, 6, "finish"),
+        ("migrated", "running", "none", "moving", True, 7, "finish"),
+        ("off", "running", "none", "done", False, 7, "finish"),
+        ("crashed", "running", "none", "moving", True, 7, "finish"),
+        ("absent", "running", "none", "done", True, 7, "finish"),
+        ("switching", "running", "none", "moving", False, 8, "destroy_source"),
+        ("switching", "absent", "none", "moving", False, 9, "resume_source"),
+        ("switching", "paused", "none", "moving", False, 9, "resume_source"),
+        ("postcopy", "postcopy", "outgoing", "none", False, 10, "refuse"),
+        ("crashed", "absent", "none", "moving", False, 11, "start"),
+        ("unreachable", "paused", "none", "moving", False, 12, "finish"),
+        ("unreachable", "running", "none", "done", False, 12, "none"),
+        ("running", "off", "none", "none", False, 13, "refuse"),
+        ("off", "off", "none", "other", False, 13, "refuse"),
+    ],
+)
+def test_known_states(source, destination, job, mark, committed, number, action):
+    row = judge.classify(source, destination, job, mark, committed)
+    assert row is not None
+    assert (row.number, row.action) == (number, action)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        ("migrated", "absent", "none", "moving", False),  # it left, and nobody has it
+        ("off", "paused", "none", "moving", False),  # either may be the newer one
+        ("off", "off", "none", "moving", False),
+        ("off", "running", "none", "none", False),  # a copy that was made by hand
+        ("absent", "absent", "none", "none", False),
+        ("absent", "incoming", "none", "other", False),  # it comes from a third host
+        ("running", "absent", "none", "other", False),  # it is on the way to a third host
+        ("running", "absent", "none", "none", True),  # it was given up, and started again
+        ("switching", "absent", "none", "none", False),  # somebody else's migration
+        ("unreachable", "paused", "none", "none", False),
+    ],
+)
+def test_unknown_states_are_left_alone(state):
+    assert judge.classify(*state) is None
+
+
+def actions():
+    for state in EVERYTHING:
+        row = judge.classify(*state)
+        if row is not None:
+            yield state, row.action
+
+
+def test_the_destination_is_discarded_only_while_the_source_lives_and_never_gave_up():
+    for (source, destination, _job, mark, committed), action in actions():
+        if action == "discard":
+            assert source in {"running", "paused", "stuck"}
+            assert destination != "running"
+            assert mark == "moving"
+            assert not committed
+
+
+def test_the_destination_gets_the_guest_only_when_the_source_cannot_run():
+    for (source, _destination, _job, mark, _committed), action in actions():
+        if action == "finish":
+            assert source in {"absent", "off", "migrated", "crashed", "gone", "unreachable"}
+            assert mark in {"moving", "done"}
+
+
+def test_a_source_that_is_off_is_given_up_only_with_proof():
+    """The destination runs, or it was marked as done, or libvirt or the record says that it left."""
+    for (source, destination, _job, mark, committed), action in actions():
+        if action == "finish" and source in {"off", "crashed"}:
+            assert destination == "running" or mark == "done" or committed
+
+
+def test_the_source_is_stopped_only_when_the_destination_runs_our_move():
+    for (source, destination, _job, mark, _committed), action in actions():
+        if action == "destroy_source":
+            assert (source, destination, mark) == ("switching", "running", "moving")
+
+
+def test_nothing_starts_while_the_destination_has_anything():
+    for (source, destination, job, mark, committed), action in actions():
+        if action == "start":
+            assert destination == "absent"
+            assert source in {"running", "paused", "stuck", "off", "crashed"}
+            assert job != "outgoing"
+            assert mark != "other"
+            assert not committed

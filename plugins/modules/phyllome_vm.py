@@ -178,6 +178,11 @@ options:
         description:
           - ISO image on the host. It is changed while the guest runs. An empty string empties the drive.
         type: path
+      bus:
+        description:
+          - How the guest sees the drive. The default for a new one is V(sata), which every system knows.
+        type: str
+        choices: [sata, scsi, usb]
       boot:
         description:
           - As in O(disks[].boot).

@@ -38,6 +38,8 @@ class Apply:
 
     def __init__(self, connection: t.Any, found: t.Any, wanted: Wanted) -> None:
         self._connection, self._found, self._wanted = connection, found, wanted
+        self.begun = False
+        """Whether anything has been done."""
         self.refused: dict[str, str] = {}
         """What the running guest did not take, by path: it waits for a power cycle."""
 
@@ -56,11 +58,13 @@ class Apply:
             elif change.action in _STEPS:
                 with virt.saying(f"Guest {self._wanted.name}: {change.path} cannot be changed", _FINISH):
                     _STEPS[change.action](self, change)
+            self.begun = True
 
     def _define(self, config: t.Any) -> None:
         libvirt = virt.libvirt
         with virt.saying(f"Guest {self._wanted.name} cannot be defined", "Nothing was changed; see the message."):
             self._found = self._connection.defineXMLFlags(xml.dump(config), libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
+        self.begun = True
 
     def _update(self, change: Change) -> None:
         """The definition is right already; what the guest refuses now it gets at its next start."""

@@ -84,9 +84,8 @@ def device(wanted: Device, profile: Profile, uuid: str) -> tuple[Element, dict[s
     elif wanted.kind is CDROMS:
         made = xml.element("disk", None, type_="file", device="cdrom")
         xml.child(made, "driver", None, name="qemu", type_="raw")
-        xml.child(made, "target", None, bus="sata")
         xml.child(made, "readonly")
-        defaults = {"path": ""}
+        defaults = {"bus": "sata", "path": ""}
     else:
         made = xml.element("interface")
         defaults = {"mac": mac_address(uuid, wanted.id), "model": profile.nic_model}

@@ -77,8 +77,13 @@ def _all(uri: str, names: list[str] | None, read_only: bool) -> list[dict[str, t
             with virt.saying("Cannot list the guests"):
                 found = connection.listAllDomains()
         else:
-            found = [virt.found(lambda name=name: connection.lookupByName(name)) for name in names]
+            with virt.saying("Cannot look the guests up"):
+                found = [_find(connection, name) for name in names]
         return sorted((_told(each) for each in found if each is not None), key=lambda guest: guest["name"])
+
+
+def _find(connection: t.Any, name: str) -> t.Any:
+    return virt.found(lambda: connection.lookupByName(name))
 
 
 def _told(found: t.Any) -> dict[str, t.Any]:
@@ -105,7 +110,7 @@ def _one(look: read.Look, wanted: spec.Wanted, check: bool) -> dict[str, t.Any]:
             step.run(decision)
         except PhyllomeError as exc:
             raise PhyllomeError(
-                exc.what, exc.why, exc.remedy, **{**exc.facts, "changed": True, "plan": changes.as_list()}
+                exc.what, exc.why, exc.remedy, **{**exc.facts, "changed": step.begun, "plan": changes.as_list()}
             ) from exc
         warnings += [
             f"Guest {wanted.name}: {path} waits for a power cycle, the running guest refused it: {message}"

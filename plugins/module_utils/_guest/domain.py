@@ -14,14 +14,16 @@ import os
 import typing as t
 
 from .._core import xml
+from .._core.fields import Field
 from . import migratable
-from .tables import CDROMS, DISKS, DOMAIN, KINDS, NETWORKS, DeviceKind, device_id
+from .tables import CDROMS, DISKS, DOMAIN, KINDS, NETWORKS, TARGET, DeviceKind, device_id
 
 if t.TYPE_CHECKING:
     from .._core.xml import Element
 
 _MARKER = f"metadata/{{{xml.GUEST_NS}}}guest"
 _VERSION = "1"
+_MACHINE = Field("machine", "os/type/@machine")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,7 +244,7 @@ def report(guest: t.Any, addresses: t.Sequence[str]) -> dict[str, t.Any]:
         "persistent": guest.persistent,
         "autostart": guest.autostart,
         "type": now.get("type"),
-        "machine": now.find("os/type").get("machine"),
+        "machine": _MACHINE.read(now),
         "memory": DOMAIN[""][0].read(now),
         "vcpus": DOMAIN[""][1].read(now),
         "firmware": {row.option: row.read(now) for row in DOMAIN["firmware"]},
@@ -251,17 +253,17 @@ def report(guest: t.Any, addresses: t.Sequence[str]) -> dict[str, t.Any]:
         "disks": [
             {
                 "id": device_id(found),
-                "target": found.find("target").get("dev"),
+                "target": TARGET.read(found),
                 "bus": DISKS.row("bus").read(found),
                 "path": DISKS.row("path").read(found),
                 "format": DISKS.row("format").read(found),
-                "capacity": blocks.get(found.find("target").get("dev"), (None, None))[0],
-                "allocation": blocks.get(found.find("target").get("dev"), (None, None))[1],
+                "capacity": blocks.get(TARGET.read(found), (None, None))[0],
+                "allocation": blocks.get(TARGET.read(found), (None, None))[1],
             }
             for found in DISKS.elements(now)
         ],
         "cdroms": [
-            {"id": device_id(found), "target": found.find("target").get("dev"), "path": CDROMS.row("path").read(found)}
+            {"id": device_id(found), "target": TARGET.read(found), "path": CDROMS.row("path").read(found)}
             for found in CDROMS.elements(now)
         ],
         "networks": [

@@ -23,7 +23,7 @@ from .._core.units import format_size
 from . import build, domain, storage
 from .domain import Marker, Volume
 from .profiles import PROFILES
-from .tables import ALIAS, BOOT, CDROMS, DISKS, DOMAIN, KINDS, NETWORKS, DeviceKind, device_id
+from .tables import ALIAS, BOOT, CDROMS, DISKS, DOMAIN, KINDS, NETWORKS, TARGET, DeviceKind, device_id
 
 if t.TYPE_CHECKING:
     from .._core.xml import Element
@@ -49,6 +49,17 @@ _POWER: dict[tuple[str, str], tuple[str, ...]] = {
     ("crashed", "stopped"): ("destroy",),
 }
 """A crashed guest is dead already: ``destroy`` only clears it away. Nothing else here kills a guest."""
+
+_RESULT = {
+    "start": "running",
+    "resume": "running",
+    "wakeup": "running",
+    "start_paused": "paused",
+    "suspend": "paused",
+    "shutdown": "stopped",
+    "destroy": "stopped",
+}
+"""What each step leads to."""
 
 _UNDEFINE = {
     "managed_save": 1,
@@ -282,7 +293,10 @@ class _Draft:
         for device in declared:
             found = domain.device(kind, self.root, device.id)
             if found is None and self.adopting:
+                known = len(self.problems)
                 found = self._recognise(kind, device)
+                if len(self.problems) > known:
+                    continue
             if found is None:
                 self._add(kind, device, boots.get(device.id))
             else:
@@ -492,8 +506,7 @@ class _Draft:
         if image is not None and image.format != form:
             self.problem(f"{disk.path}.format: {form}", f"{path} is {image.format}", f"Declare format: {image.format}.")
             return
-        target = found.find("target").get("dev")  # type: ignore[union-attr]
-        block = None if self.there is None else self.there.blocks.get(str(target))
+        block = None if self.there is None else self.there.blocks.get(TARGET.read(found))
         capacity = image.capacity if image is not None else block[0] if block else None
         if disk.size is not None and capacity is not None:
             self._resize(disk, found, path, capacity)
@@ -509,7 +522,6 @@ class _Draft:
             )
         elif size > capacity:
             running = None if self.live is None else self._running(DISKS, found)
-            target = None if running is None else running.find("target").get("dev")  # type: ignore[union-attr]
             self.note(
                 "volume.grow",
                 f"{disk.path}.size",
@@ -518,7 +530,7 @@ class _Draft:
                 file=path,
                 form=DISKS.row("format").read(found),
                 size=size,
-                target=target,
+                target=None if running is None else TARGET.read(running),
             )
 
     def _missing(self, disk: Device, found: Element, path: str, room: dict[str, int]) -> None:
@@ -624,8 +636,10 @@ class _Draft:
             return
         if steps[-1].startswith("start"):
             self._startable()
+        before = "absent" if self.there is None else state
         for step in steps:
-            self.note(step, "state", "absent" if self.there is None else state, target)
+            self.note(step, "state", before, _RESULT[step])
+            before = _RESULT[step]
 
     def _startable(self) -> None:
         if self.there is not None and self.there.managed_save:
@@ -695,7 +709,7 @@ _ORDER = {
     "volume.grow": 2,
     "live": 3,
     "autostart": 4,
-    **{step: 5 for steps in _POWER.values() for step in steps},
+    **dict.fromkeys(_RESULT, 5),
 }
 
 
@@ -734,7 +748,10 @@ def _removal(wanted: Wanted, there: Guest | None, world: World) -> Decision:
     changes: list[Change] = []
     if there.live is not None:
         steps = _POWER.get((there.state, "stopped"), ("shutdown",))
-        changes += [Change(step, "state", there.state, "stopped") for step in steps]
+        before = there.state
+        for step in steps:
+            changes.append(Change(step, "state", before, _RESULT[step]))
+            before = _RESULT[step]
     if wanted.delete_disks and ours is not None:
         for volume in ours.volumes:
             problems.extend(_in_use(volume, there, world))

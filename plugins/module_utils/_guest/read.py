@@ -20,7 +20,7 @@ from .._core.errors import PhyllomeError
 from .._core.names import guest_uuid
 from . import domain, storage
 from .spec import Device, Wanted
-from .tables import CDROMS, DISKS, DOMAIN, NETWORKS
+from .tables import CDROMS, DISKS, DOMAIN, NETWORKS, TARGET
 
 if t.TYPE_CHECKING:
     from .._core.xml import Element
@@ -222,7 +222,7 @@ def guest(found: t.Any, secrets: bool = True) -> Guest:
 
 def _blocks(found: t.Any, config: Element) -> t.Iterator[tuple[str, tuple[int, int]]]:
     for disk in DISKS.elements(config):
-        target = disk.find("target").get("dev")
+        target = TARGET.read(disk)
         with contextlib.suppress(virt.libvirt.libvirtError):
             capacity, allocation, dummy = found.blockInfo(target)
             yield target, (capacity, allocation)
@@ -393,7 +393,7 @@ class Look:
         for other in self.connection.listAllDomains():
             if other.UUIDString() != there.uuid:
                 roots = [xml.parse(other.XMLDesc(flags)) for flags in (0, virt.libvirt.VIR_DOMAIN_XML_INACTIVE)]
-                sources = {found.get("file") for root in roots for found in root.iter("source") if found.get("file")}
+                sources = {found.get("file", "") for root in roots for found in root.iter("source")} - {""}
                 for path in {below for source in sources for below in (source, *storage.chain(source))} & set(users):
                     users[path] += (other.name(),)
         return users
@@ -468,7 +468,7 @@ def _bridge(name: str) -> bool | None:
 def _uncounted(there: Guest | None, disk: Device) -> bool:
     """Whether libvirt has not told the disk's size already."""
     found = None if there is None else domain.device(DISKS, there.config, disk.id)
-    return found is None or there is None or found.find("target").get("dev") not in there.blocks
+    return found is None or there is None or TARGET.read(found) not in there.blocks
 
 
 def _needs_host(wanted: Wanted, there: Guest) -> bool:

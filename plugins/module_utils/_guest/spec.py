@@ -288,7 +288,7 @@ def _check_unique(devices: t.Mapping[str, tuple[Device, ...]]) -> None:
     ):
         seen: dict[t.Any, Device] = {}
         for device in (device for listed in devices.values() for device in listed):
-            value = key(device)  # type: ignore[no-untyped-call]
+            value = key(device)
             if value is not None and value in seen and not (what == "path" and device.kind.option == "cdroms"):
                 raise PhyllomeError(
                     f"{device.kind.option}: {what} {value!r} is used twice (also in {seen[value].kind.option})",

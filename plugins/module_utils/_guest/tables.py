@@ -239,7 +239,7 @@ def device_id(device: Element) -> str | None:
     return name[len(ALIAS) :] if name.startswith(ALIAS) else None
 
 
-_TARGET = Field("target", "target/@dev")
+TARGET = Field("target", "target/@dev")
 BOOT = Field("boot", "boot/@order", COUNT)
 
 DISKS = DeviceKind(
@@ -253,15 +253,19 @@ DISKS = DeviceKind(
         BOOT,
     ),
     likeness=("path",),
-    fallback=_TARGET,
+    fallback=TARGET,
 )
 CDROMS = DeviceKind(
     option="cdroms",
     tag="disk",
     device="cdrom",
-    rows=(_Media("path", "source/@file", MEDIA, when="live", default=""), BOOT),
+    rows=(
+        _Bus("bus", "target/@bus", choices=("sata", "scsi", "usb")),
+        _Media("path", "source/@file", MEDIA, when="live", default=""),
+        BOOT,
+    ),
     likeness=("path",),
-    fallback=_TARGET,
+    fallback=TARGET,
 )
 NETWORKS = DeviceKind(
     option="networks",

@@ -81,7 +81,6 @@ def environment(core: str | None = None) -> dict[str, str]:
         "ANSIBLE_NOCOLOR": "true",
         "ANSIBLE_RETRY_FILES_ENABLED": "false",
         "ANSIBLE_DEPRECATION_WARNINGS": "false",
-        "ANSIBLE_CONFIG": os.devnull,
     }
 
 

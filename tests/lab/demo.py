@@ -74,7 +74,6 @@ def _environment() -> dict[str, str]:
         **os.environ,
         "PATH": f"{CHECKOUT}/.cache/venv/bin:{os.environ['PATH']}",
         "ANSIBLE_COLLECTIONS_PATH": str(CHECKOUT / ".cache" / "installed"),
-        "ANSIBLE_CONFIG": os.devnull,
         "ANSIBLE_PIPELINING": "true",
         "ANSIBLE_DEPRECATION_WARNINGS": "false",
         "ANSIBLE_NOCOLOR": "true",

@@ -536,7 +536,7 @@ class _Draft:
     def _missing(self, disk: Device, found: Element, path: str, room: dict[str, int]) -> None:
         volume = self.marker.volume(disk.id)
         ours = volume is not None and volume.path == path
-        if not self._new_disk(disk) and (not ours or (volume is not None and volume.made)):
+        if (volume is not None and ours and volume.made) or not (ours or self._new_disk(disk)):
             self.problem(
                 f"{disk.path}: its file {path} is gone",
                 "it was there before, so it is not made anew",

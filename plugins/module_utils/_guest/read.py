@@ -436,12 +436,16 @@ def host(connection: t.Any, store: str) -> Host:
 
 
 def _paths(wanted: Wanted, there: Guest | None, pools: t.Mapping[str, Pool | None]) -> t.Iterator[tuple[str, str]]:
+    ours = None if there is None else domain.marker(there.config)
     for disk in wanted.devices.get(DISKS.option, ()):
         found = None if there is None else domain.device(DISKS, there.config, disk.id)
+        kept = ours.volume(disk.id) if ours else None
         if found is not None:
             path = DISKS.row("path").read(found)
         elif "path" in disk.values:
             path = disk.values["path"]
+        elif kept is not None:
+            path = kept.path
         else:
             pool = pools[disk.pool or "images"]
             if pool is None or pool.directory is None:

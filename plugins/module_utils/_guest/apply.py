@@ -17,8 +17,8 @@ import typing as t
 from .._core import virt, xml
 from .._core.errors import PhyllomeError
 from .._core.plan import Change
-from . import domain, storage
-from .plan import Decision
+from . import domain, read, storage
+from .plan import POWER_RESULT, Decision
 from .spec import Wanted
 
 _POLL = 0.25
@@ -57,8 +57,17 @@ class Apply:
                 self._update(change)
             elif change.action in _STEPS:
                 with virt.saying(f"Guest {self._wanted.name}: {change.path} cannot be changed", _FINISH):
-                    _STEPS[change.action](self, change)
+                    self._step(change)
             self.begun = True
+
+    def _step(self, change: Change) -> None:
+        try:
+            _STEPS[change.action](self, change)
+        except virt.libvirt.libvirtError:
+            # libvirt may still have been busy with what a run that was cut off had asked for: is it there now?
+            result = POWER_RESULT.get(change.action)
+            if result is None or read.STATES.get(self._found.state()[0]) != result:
+                raise
 
     def _define(self, config: t.Any) -> None:
         libvirt = virt.libvirt

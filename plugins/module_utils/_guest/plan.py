@@ -50,7 +50,7 @@ _POWER: dict[tuple[str, str], tuple[str, ...]] = {
 }
 """A crashed guest is dead already: ``destroy`` only clears it away. Nothing else here kills a guest."""
 
-_RESULT = {
+POWER_RESULT = {
     "start": "running",
     "resume": "running",
     "wakeup": "running",
@@ -638,8 +638,8 @@ class _Draft:
             self._startable()
         before = "absent" if self.there is None else state
         for step in steps:
-            self.note(step, "state", before, _RESULT[step])
-            before = _RESULT[step]
+            self.note(step, "state", before, POWER_RESULT[step])
+            before = POWER_RESULT[step]
 
     def _startable(self) -> None:
         if self.there is not None and self.there.managed_save:
@@ -709,7 +709,7 @@ _ORDER = {
     "volume.grow": 2,
     "live": 3,
     "autostart": 4,
-    **dict.fromkeys(_RESULT, 5),
+    **dict.fromkeys(POWER_RESULT, 5),
 }
 
 
@@ -750,8 +750,8 @@ def _removal(wanted: Wanted, there: Guest | None, world: World) -> Decision:
         steps = _POWER.get((there.state, "stopped"), ("shutdown",))
         before = there.state
         for step in steps:
-            changes.append(Change(step, "state", before, _RESULT[step]))
-            before = _RESULT[step]
+            changes.append(Change(step, "state", before, POWER_RESULT[step]))
+            before = POWER_RESULT[step]
     if wanted.delete_disks and ours is not None:
         for volume in ours.volumes:
             problems.extend(_in_use(volume, there, world))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ansible_collections.phyllome.virt.plugins.module_utils._core import xml
@@ -762,6 +762,7 @@ def identity(root):
     return found
 
 
+@settings(max_examples=40)
 @given(options=declarations())
 def test_once_applied_nothing_is_left_to_do(lab, options):
     decision = lab.decide(**options)
@@ -772,6 +773,7 @@ def test_once_applied_nothing_is_left_to_do(lab, options):
     assert xml.dump(again.config) == xml.dump(there.config)
 
 
+@settings(max_examples=40)
 @given(options=declarations(), live=st.sampled_from([None, "linux-live"]))
 def test_an_edit_of_a_captured_guest_converges_and_moves_nothing_else(lab, options, live):
     options = {**options, "state": "present"}
@@ -798,6 +800,7 @@ FIELDS = {
 }
 
 
+@settings(max_examples=40)
 @given(chosen=st.sets(st.sampled_from(sorted(FIELDS))))
 def test_no_plan_touches_an_undeclared_field(lab, chosen):
     there = lab.guest("linux")
@@ -811,6 +814,7 @@ def test_no_plan_touches_an_undeclared_field(lab, chosen):
     assert xml.dump(before) == xml.dump(after)
 
 
+@settings(max_examples=40)
 @given(options=declarations())
 def test_planning_changes_nothing_that_was_read(lab, options):
     there = lab.guest("linux", live="linux-live")

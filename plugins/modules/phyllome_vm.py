@@ -21,7 +21,7 @@ author:
   - The Phyllome OS community (@phyllome)
 requirements:
   - python3-libvirt, python3-lxml and qemu-img on the host, which the role P(phyllome.virt.hypervisor#role) installs
-  - libvirt 8.0 or later
+  - libvirt 9.0 or later (older ones were not tried)
 extends_documentation_fragment:
   - phyllome.virt._attributes
   - phyllome.virt._attributes.actiongroup_virt

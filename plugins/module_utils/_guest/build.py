@@ -53,6 +53,11 @@ def guest(name: str, uuid: str, profile: Profile, host: Host, vcpus: int, displa
     return root
 
 
+def store(host: Host, uuid: str) -> str:
+    """The file of a guest's UEFI variables."""
+    return f"{host.store}/{uuid}_VARS.fd"
+
+
 def firmware(root: Element, uuid: str, host: Host, secure: bool) -> None:
     """What UEFI needs besides its declared fields.
 
@@ -62,7 +67,7 @@ def firmware(root: Element, uuid: str, host: Host, secure: bool) -> None:
         host: for the directory of variable stores.
         secure: whether Secure Boot is on, which needs System Management Mode.
     """
-    xml.ensure(root, "os/nvram").text = f"{host.store}/{uuid}_VARS.fd"
+    xml.ensure(root, "os/nvram").text = store(host, uuid)
     if secure:
         xml.ensure(root, "features/smm").set("state", "on")
 

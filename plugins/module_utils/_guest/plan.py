@@ -226,6 +226,12 @@ class _Draft:
         )
         if firmware["type"] == "uefi":
             build.firmware(root, self.uuid, host, bool(firmware.get("secure_boot")))
+            store = build.store(host, self.uuid)
+            if self.world.exists.get(store):
+                self.warnings.append(
+                    f"Guest {self.wanted.name} continues with the UEFI variables and keys that an earlier guest with its "
+                    f"uuid has left in {store}. For fresh ones remove the guest, then the file."
+                )
         self.note("config", "uuid", None, self.uuid)
         self.note("config", "profile", None, profile)
         if host.type == "qemu":

@@ -18,7 +18,7 @@ import urllib.parse
 from .._core import virt, xml
 from .._core.errors import PhyllomeError
 from .._core.names import guest_uuid
-from . import domain, storage
+from . import build, domain, storage
 from .spec import Device, Wanted
 from .tables import CDROMS, DISKS, DOMAIN, NETWORKS, TARGET
 
@@ -201,7 +201,7 @@ def guest(found: t.Any, secrets: bool = True) -> Guest:
         state = STATES.get(code, "unknown")
         persistent = bool(found.isPersistent())
         config = xml.parse(found.XMLDesc(flags | (libvirt.VIR_DOMAIN_XML_INACTIVE if persistent else 0)))
-        active = bool(found.isActive())
+        active = state != "stopped"
         reasons = _REASONS.get(state, ())
         return Guest(
             name=name,
@@ -287,6 +287,9 @@ class Look:
             )
         self.connection = connection
         self._session = parts.path == "/session"
+        with virt.saying("Cannot ask libvirt about this host"):
+            self._libvirt = connection.getLibVersion()
+            self._memory = connection.getInfo()[1] * 1024**2
         self._host: Host | None = None
         self._pools: dict[str, Pool | None] = {}
         self._networks: dict[str, bool | None] = {}
@@ -310,7 +313,7 @@ class Look:
             PhyllomeError: libvirt does not tell.
         """
         with virt.saying("Cannot ask libvirt about this host"):
-            base = World(namesake=namesake, libvirt=self.connection.getLibVersion())
+            base = World(namesake=namesake, libvirt=self._libvirt, memory=self._memory)
             if wanted.state == "absent":
                 return base if there is None else dataclasses.replace(base, users=self._users(there))
             return self._around(wanted, there, base)
@@ -323,6 +326,9 @@ class Look:
         files = {*paths.values(), *(card.values["path"] for card in cdroms if card.values.get("path"))}
         files.update(disk.source.path for disk in disks if disk.source)
         files.update(_of_guest(there))
+        host = self._hosts() if there is None or _needs_host(wanted, there) else None
+        if there is None and host is not None:
+            files.add(build.store(host, wanted.uuid or guest_uuid(wanted.name)))
         exists = {path: os.path.exists(path) for path in files}
         images = {
             path: self._image(path, None)
@@ -336,8 +342,7 @@ class Look:
         directories = {os.path.dirname(path) for path in paths.values()}
         return dataclasses.replace(
             base,
-            host=self._hosts() if there is None or _needs_host(wanted, there) else None,
-            memory=self.connection.getInfo()[1] * 1024**2,
+            host=host,
             pools=pools,
             networks={name: self._network(name) for name in _named(cards, there, "network")},
             bridges={name: _bridge(name) for name in _named(cards, there, "bridge")},

@@ -69,6 +69,13 @@ def test_a_new_guest_keeps_its_variables_under_its_uuid(lab):
     assert config.findtext("os/nvram").endswith("/nvram/3fa85f64-5717-4562-b3fc-2c963f66afa6_VARS.fd")
 
 
+def test_variables_that_an_earlier_guest_left_are_told(lab):
+    uuid = "3fa85f64-5717-4562-b3fc-2c963f66afa6"
+    left = {"exists": {f"/var/lib/libvirt/qemu/nvram/{uuid}_VARS.fd": True}}
+    assert any("an earlier guest" in text for text in lab.decide(uuid=uuid, world=left).warnings)
+    assert not any("an earlier guest" in text for text in lab.decide(uuid=uuid, profile="legacy", world=left).warnings)
+
+
 def test_state_present_leaves_a_new_guest_off(lab):
     assert "state" not in {change.path for change in lab.decide(state="present").plan}
 

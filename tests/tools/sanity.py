@@ -24,17 +24,10 @@ import venvs
 
 HOME = venvs.CACHE / "home"
 STAND_IN = '''\
-"""Installs pip and what else is named on the command line; see tests/tools/sanity.py."""
-import os
-import subprocess
-import sys
-
-before = dict(os.environ)  # ensurepip makes pip ignore its configuration, certificates included
+"""Installs the pip that comes with Python; see tests/tools/sanity.py."""
 import ensurepip
 
-ensurepip.bootstrap(upgrade=True)
-packages = [word for word in sys.argv[1:] if word not in ("--no-setuptools", "--no-wheel")]
-subprocess.run([sys.executable, "-m", "pip", "install", *packages], env=before, check=True)
+ensurepip.bootstrap()
 '''
 #: ansible-core 2.16 and 2.17, 2.18 to 2.20, 2.21
 PIP_VERSIONS = ("23_1_2", "24_2", "25_2")

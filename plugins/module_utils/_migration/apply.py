@@ -70,7 +70,7 @@ class Mover:
         began = time.monotonic()
         self.told.mode = mode
         domain = self.pair.source.connection.lookupByUUIDString(view.uuid)
-        if view.record is not None and view.record.phase != "done":
+        if view.record is not None and view.record.phase == "started":
             self._sweep(view.record)
         own = view.source.mark if view.mark == "moving" else None
         awake: Power = "paused" if view.source.state == "paused" else "running"
@@ -222,6 +222,17 @@ class Mover:
         Raises:
             PhyllomeError: it does not end in time.
         """
+        handover = None
+        if view.mark == "moving" and view.source.mark and view.source.mark.power == "running":
+            domain = self.pair.source.connection.lookupByUUIDString(view.uuid)
+            handover = _Handover(self, view, domain)
+        try:
+            self._attend(view)
+        finally:
+            if handover is not None:
+                handover.end()
+
+    def _attend(self, view: View) -> None:
         deadline = time.monotonic() + (self.order.timeout or float("inf"))
         settled = time.monotonic() + SETTLE
         aborted = False
@@ -261,7 +272,7 @@ class Mover:
             if domain.isActive():
                 domain.destroy()
             domain.undefineFlags(_undefine_flags())
-        if view.record is not None:
+        if view.record is not None and view.record.phase == "started":
             self._sweep(view.record)
 
     # -- rows 8 and 9 -------------------------------------------------------------------------
@@ -275,8 +286,12 @@ class Mover:
         """Let the guest go on at the source, which is the truth as long as it is there."""
         with virt.saying(f"Cannot resume {view.name} on {view.source.host}"):
             domain = self.pair.source.connection.lookupByUUIDString(view.uuid)
+            power = view.source.mark.power if view.source.mark else "running"
+            if power == "off":  # it must not run even for a moment
+                domain.destroy()
+                return
             domain.resume()
-            if view.source.mark is not None and view.source.mark.power != "running":
+            if power == "paused":
                 domain.suspend()
 
     # -- rows 6 and 7 -------------------------------------------------------------------------
@@ -443,7 +458,8 @@ class Mover:
         Raises:
             PhyllomeError: not everything could be undone; the journal keeps the rest for the next run.
         """
-        if view.record is not None:
+        unfinished = view.record is not None and view.record.phase == "started"
+        if view.record is not None and unfinished:
             self._sweep(view.record)
         mark = view.source.mark
         if mark is None or mark.op_id != view.op_id:
@@ -455,7 +471,8 @@ class Mover:
             if mark.autostart:
                 domain.setAutostart(1)
             _write_mark(domain, None)
-        self.pair.journal.remove(view.op_id)
+        if unfinished:
+            self.pair.journal.remove(view.op_id)
 
     def _sweep(self, record: Record) -> None:
         """Delete what this move has made at the destination, unless a guest there uses it."""

@@ -12,7 +12,9 @@ PRIVATE to the collection: no promise of stability for users outside of it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import typing as t
@@ -22,6 +24,7 @@ from .._core import xml
 from .._core.errors import PhyllomeError
 
 DIRECTORY = "/var/lib/phyllome/migrations"
+LOCKS = "/run/phyllome"
 _OPS = uuids.uuid5(uuids.NAMESPACE_URL, xml.MIGRATION_NS)
 
 Phase = t.Literal["moving", "done"]
@@ -184,6 +187,24 @@ class Journal:
         """Forget a move that has left nothing behind."""
         if os.path.exists(self._path(op)):
             os.unlink(self._path(op))
+
+    @contextlib.contextmanager
+    def alone(self, uuid: str) -> t.Iterator[None]:
+        """Make sure that only one run moves a guest; the lock dies with the process.
+
+        Raises:
+            PhyllomeError: another run is at it.
+        """
+        os.makedirs(LOCKS, mode=0o700, exist_ok=True)
+        path = os.path.join(LOCKS, f"{uuid}.lock")
+        with open(path, "w", encoding="ascii") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as exc:
+                raise PhyllomeError(
+                    f"Another run is moving the guest {uuid}", f"it holds {path}", "Wait for its end."
+                ) from exc
+            yield
 
     def of_guest(self, uuid: str) -> list[Record]:
         """All records of a guest."""

@@ -12,13 +12,14 @@ from __future__ import annotations
 import time
 import typing as t
 
+from .._core import virt
 from .._core.errors import PhyllomeError
 from .._core.plan import Plan
 from . import judge
 from .apply import Mover, Told
 from .journal import Journal
 from .plan import Blocker, blockers, choose_mode, plan, unknown
-from .read import Guest, Pair, View, guest, offer
+from .read import Guest, Pair, guest, offer
 from .spec import accept
 
 _ROUNDS = 12
@@ -47,9 +48,9 @@ class _Run:
         self._blockers: list[Blocker] = []
         self._warnings: list[str] = []
         self._mode: tuple[str | None, str] = (None, "")
-        self._view, self._row = self._look()
+        self._look()
 
-    def _look(self) -> tuple[View, judge.Row]:
+    def _look(self) -> None:
         """Both hosts, and what they mean.
 
         Raises:
@@ -60,45 +61,18 @@ class _Run:
         row = judge.CLASH if here.clash or there.clash else judge.classify(
             here.state, there.state, here.job, view.mark, view.committed
         )  # fmt: skip
-        self._row = row  # type: ignore[assignment]
+        self._row: judge.Row = row  # type: ignore[assignment]
         if row is None or row.action == "refuse":
             raise self._refusal(row)
-        self._row = row
-        return view, row
 
     def go(self, check_mode: bool) -> dict[str, t.Any]:
-        first = self._row
-        made_of = self._judge()
-        if first.action == "none" or check_mode:
-            return self._result(changed=first.action != "none", phase="done" if first.action == "none" else "planned")
-        tries = 0
-        for dummy in range(_ROUNDS):
-            view, row, mover = self._view, self._row, self._mover
-            if row.action == "none":
-                break
-            if row.action == "start":
-                if tries and made_of is not None and mover.failure is not None:
-                    mover.roll_back(view)
-                    raise self._failed(mover.failure, "rolled_back")
-                made_of = self._judge()
-                tries += 1
-                mover.start(view, made_of, self._mode[0] or "live")
-            elif row.action == "discard":
-                mover.discard(view)
-                if tries < _TRIES:
-                    mover.failure = None
-            else:
-                getattr(mover, row.action)(view)
-            self._view, self._row = self._look()
-        else:
-            raise self._failed(
-                PhyllomeError(
-                    f"The move of {self._view.name} does not come forward",
-                    f"after {_ROUNDS} steps: {self._row.meaning}",
-                    "Look at the journal of libvirt on both hosts.",
-                ),
-                "moving",
-            )
+        if self._row.action == "none":
+            return self._result(changed=False, phase="done")
+        if check_mode:
+            self._judge()
+            return self._result(changed=True, phase="planned")
+        with self._pair.journal.alone(self._view.uuid):
+            self._advance()
         if self._mover.told.wrong:
             raise self._failed(
                 PhyllomeError(
@@ -109,6 +83,53 @@ class _Run:
                 "done",
             )
         return self._result(changed=True, phase="done")
+
+    def _advance(self) -> None:
+        """Do what the row asks for until the guest is where it belongs.
+
+        Raises:
+            PhyllomeError: it did not come about; both hosts say where the guest is.
+        """
+        stumbled: set[str] = set()
+        tries = 0
+        for dummy in range(_ROUNDS):
+            try:
+                self._look()
+            except PhyllomeError as exc:
+                raise exc if exc.facts else self._failed(exc, "moving") from exc
+            action, view, mover = self._row.action, self._view, self._mover
+            if action == "none":
+                return
+            try:
+                made_of = self._judge()
+            except PhyllomeError as exc:
+                mover.failure = mover.failure or exc
+            if action == "start" and mover.failure is not None:
+                mover.roll_back(view)
+                raise self._failed(mover.failure, mover.failure.facts.get("phase", "rolled_back"))
+            try:
+                with virt.saying(f"The move of {view.name} was interrupted", "Run it again: it goes on from here."):
+                    if action == "start":
+                        tries += 1
+                        mover.start(view, made_of, self._mode[0] or "live")
+                    elif action == "discard":
+                        mover.discard(view)
+                        if tries < _TRIES:
+                            mover.failure = None
+                    else:
+                        getattr(mover, action)(view)
+            except PhyllomeError as exc:
+                if action in stumbled:
+                    raise self._failed(exc, "moving") from exc
+                stumbled.add(action)  # a daemon may just have been restarted: look again, once
+        raise self._failed(
+            PhyllomeError(
+                f"The move of {self._view.name} does not come forward",
+                f"after {_ROUNDS} steps: {self._row.meaning}",
+                "Look at the journal of libvirt on both hosts.",
+            ),
+            "moving",
+        )
 
     def _judge(self) -> Guest:
         """Plan, and find all that stands against it.
@@ -127,7 +148,7 @@ class _Run:
             self._plan = plan(pair.order, view, row, made_of)
         if starts:
             offered = offer(pair, made_of)
-            ours = view.record.pieces.values() if view.record is not None and view.record.phase != "done" else ()
+            ours = view.record.pieces.values() if view.record is not None and view.record.phase == "started" else ()
             self._blockers = blockers(pair.order, view, made_of, offered, self._mode[0] or "live", ours)
             self._warnings = unknown(made_of, offered, view.destination.host)
         if self._blockers:

@@ -14,7 +14,6 @@ import os
 import typing as t
 
 from .._core.plan import Change, Plan
-from .._core.units import format_size
 from .judge import Row
 from .read import Guest, Offer, View
 from .spec import Order
@@ -26,6 +25,15 @@ SLACK = 16 * 1024**2
 def grown(before: int) -> int:
     """The most bytes that the copy of a file may take."""
     return before * 105 // 100 + SLACK
+
+
+def shown_size(size: float) -> str:
+    """About how much it is, for people."""
+    for unit in ("bytes", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +159,7 @@ def blockers(order: Order, view: View, guest: Guest, offer: Offer, mode: str, ou
     if offer.memory is not None and guest.memory > offer.memory:
         block(
             "memory",
-            f"{there} has {format_size(offer.memory)} of memory available, the guest needs {format_size(guest.memory)}",
+            f"{there} has {shown_size(offer.memory)} of memory available, the guest needs {shown_size(guest.memory)}",
             "Free memory there, or choose another destination.",
         )
     if offer.platform:
@@ -194,7 +202,7 @@ def _storage(block: t.Callable[[str, str, str], None], there: str, guest: Guest,
         if needed > pool.available:
             block(
                 "space",
-                f"pool {pool.name} of {there} has {format_size(pool.available)} left, the disks need {format_size(needed)}",
+                f"pool {pool.name} of {there} has {shown_size(pool.available)} left, the disks need {shown_size(needed)}",
                 "Make room there, or choose another destination.",
             )
 
@@ -257,7 +265,7 @@ def plan(order: Order, view: View, row: Row, guest: Guest) -> Plan:
     if row.action != "finish":
         changes += [
             Change("copy", f"disks.{disk.target}", f"{here}:{disk.path}", f"{there}:{disk.path}",
-                   why=f"{format_size(disk.allocated)} of {format_size(disk.virtual)}, sparse")
+                   why=f"{shown_size(disk.allocated)} of {shown_size(disk.virtual)}, sparse")
             for disk in guest.disks
         ]  # fmt: skip
         changes += [

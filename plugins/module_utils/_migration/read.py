@@ -27,6 +27,8 @@ T = t.TypeVar("T")
 
 LOGS = "/var/log/libvirt/qemu"
 SWTPM = "/var/lib/libvirt/swtpm"
+NVRAM = "/var/lib/libvirt/qemu/nvram"
+"""Where libvirt will put the variables of a guest that has not told yet (qemuFirmwareEnsureNVRAM)."""
 PATIENCE = 30.0
 """Seconds for a daemon that restarts, and for one that is busy with the guest."""
 
@@ -356,24 +358,19 @@ class Pair:
 
     def _relate(self, source: Sight, destination: Sight) -> View:
         """Whose move the marks tell of, and what the source remembers of it."""
-        bearer = source if destination.state == "absent" else destination
-        uuid = bearer.uuid or ""
-        own = source.mark or destination.mark
+        here = source.state not in ("absent", "unreachable")
+        own = source.mark if here else destination.mark
         epoch = own.epoch if own else 0
-        if source.mark is None and destination.mark is not None and destination.mark.phase == "done":
+        if not here and own is not None and own.phase == "done":
             epoch -= 1
-        op = op_id(uuid, self.destination.name, epoch)
-        mark = bearer.mark
-        if mark is None:
-            told = "none"
-        elif mark.op_id == op and mark.source == source.host:
-            told = mark.phase
-            if bearer is source and mark.phase == "done":
-                told = "none"
-        elif mark.phase == "done":
+        op = op_id(source.uuid or destination.uuid or "", self.destination.name, epoch)
+        mark = source.mark if destination.state == "absent" else destination.mark
+        ours = own is not None and mark is not None and own.op_id == mark.op_id == op and mark.source == source.host
+        told: str
+        if mark is None or (mark.phase == "done" and not ours):
             told = "none"
         else:
-            told = "other"
+            told = mark.phase if ours else "other"
         record = self.journal.load(op)
         if source.state == "off" and told == "moving" and _log_says_migrated(source.name or ""):
             source = dataclasses.replace(source, state="migrated", detail=f"{source.detail}, its log: migrated")
@@ -557,6 +554,9 @@ def parse_guest(root: xml.Element) -> Guest:
     if nvram is not None:
         inner = nvram.find("source")
         nvram_path = (nvram.text or "").strip() or (None if inner is None else inner.get("file"))
+    os_element = root.find("os")
+    if nvram is None and os_element is not None and os_element.get("firmware") == "efi":
+        nvram_path = os.path.join(NVRAM, f"{root.findtext('name', '')}_VARS.fd")
     tpm_path = odd_tpm = None
     if tpm is not None:
         if tpm.get("type") != "emulator":

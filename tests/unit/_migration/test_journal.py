@@ -11,10 +11,11 @@ import stat
 import uuid
 
 import pytest
-from ansible_collections.phyllome.virt.plugins.module_utils._core.errors import PhyllomeError
-from ansible_collections.phyllome.virt.plugins.module_utils._migration import journal
 from hypothesis import given
 from hypothesis import strategies as st
+
+from ansible_collections.phyllome.virt.plugins.module_utils._core.errors import PhyllomeError
+from ansible_collections.phyllome.virt.plugins.module_utils._migration import journal
 
 UUID = "11111111-1111-4111-8111-111111111111"
 
@@ -113,3 +114,15 @@ def test_a_record_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(PhyllomeError, match="cannot be written"):
         journal.Journal(str(tmp_path / "file" / "below")).save(record())
+
+
+def test_only_one_run_moves_a_guest(tmp_path, monkeypatch):
+    monkeypatch.setattr(journal, "LOCKS", str(tmp_path / "run"))
+    there = journal.Journal(str(tmp_path))
+    with there.alone(UUID):
+        with there.alone("other"):
+            pass
+        with pytest.raises(PhyllomeError, match="Another run is moving"), there.alone(UUID):
+            pass
+    with there.alone(UUID):
+        pass

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
+
 from ansible_collections.phyllome.virt.plugins.module_utils._migration import judge
 
 EVERYTHING = list(itertools.product(judge.SOURCES, judge.DESTINATIONS, judge.JOBS, judge.MARKS, (False, True)))

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import pytest
+
 from ansible_collections.phyllome.virt.plugins.module_utils._core.errors import PhyllomeError
 from ansible_collections.phyllome.virt.plugins.module_utils._migration.spec import accept
 

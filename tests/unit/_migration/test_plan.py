@@ -1,0 +1,246 @@
+# Copyright (c) Phyllome OS contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Every blocker, and what a move says that it will do."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from ansible_collections.phyllome.virt.plugins.module_utils._migration import judge, plan
+from ansible_collections.phyllome.virt.plugins.module_utils._migration.journal import Mark, Record
+from ansible_collections.phyllome.virt.plugins.module_utils._migration.read import (
+    Disk,
+    Guest,
+    Offer,
+    Pool,
+    Sight,
+    View,
+)
+from ansible_collections.phyllome.virt.plugins.module_utils._migration.spec import Order
+
+UUID = "11111111-1111-4111-8111-111111111111"
+OP = "0f1f6c0b-50a2-5a63-9f6f-8c3ad0f34f40"
+PATH = "/var/lib/libvirt/images/web.qcow2"
+MIB = 1024**2
+
+ORDER = Order(
+    name="web",
+    uuid=None,
+    source="alpha",
+    destination="beta",
+    destination_uri="qemu+tls://beta/system",
+    host="beta",
+    migrate_address=None,
+    mode="auto",
+    downtime_ms=None,
+    auto_converge=False,
+    bandwidth_mib=0,
+    timeout=0,
+    purge=False,
+    source_is_dead=False,
+    uri="qemu:///system",
+)
+HERE = Sight("alpha", "running", "running", "web", UUID, persistent=True)
+VIEW = View(HERE, Sight("beta", "absent"), OP, 0, "none", None)
+GUEST = Guest(
+    name="web",
+    uuid=UUID,
+    memory=512 * MIB,
+    type="kvm",
+    emulator="/usr/bin/qemu-system-x86_64",
+    arch="x86_64",
+    machine="pc-q35-7.2",
+    cpu="<cpu/>",
+    disks=(Disk("vda", PATH, "qcow2", 1024 * MIB, 100 * MIB),),
+    media=("/isos/a.iso",),
+    networks=("default",),
+    bridges=("br0",),
+    loader="/usr/share/OVMF/OVMF_CODE_4M.fd",
+    nvram="/var/lib/libvirt/qemu/nvram/web_VARS.fd",
+    tpm=f"/var/lib/libvirt/swtpm/{UUID}/tpm2",
+)
+OFFER = Offer(
+    same_host=False,
+    memory=1024 * MIB,
+    pools={"/var/lib/libvirt/images": Pool("images", 200 * MIB)},
+    present=(),
+    media={"/isos/a.iso": True},
+    networks={"default": True},
+    bridges={"br0": True},
+    platform="",
+    loader=True,
+    cpu=True,
+    certificates="/etc/pki/qemu",
+)
+
+
+def found(order=None, view=None, guest=None, offer=None, mode="live", ours=()):
+    return plan.blockers(
+        dataclasses.replace(ORDER, **(order or {})),
+        dataclasses.replace(VIEW, source=dataclasses.replace(HERE, **(view or {}))),
+        dataclasses.replace(GUEST, **(guest or {})),
+        dataclasses.replace(OFFER, **(offer or {})),
+        mode,
+        ours,
+    )
+
+
+def test_nothing_stands_against_a_move_that_fits():
+    assert found() == []
+
+
+@pytest.mark.parametrize(
+    ("code", "arguments"),
+    [
+        ("same_host", {"offer": {"same_host": True}}),
+        ("not_running", {"order": {"mode": "live"}, "mode": "cold"}),
+        ("running", {"order": {"mode": "cold"}}),
+        ("stuck", {"view": {"state": "stuck", "detail": "paused (I/O error)"}}),
+        ("transient", {"view": {"persistent": False}}),
+        ("job_active", {"view": {"job": "other"}}),
+        ("job_active", {"guest": {"block_jobs": ("vda",)}}),
+        ("managed_save", {"guest": {"managed_save": True}}),
+        ("snapshots", {"guest": {"snapshots": 1}}),
+        ("snapshots", {"guest": {"checkpoints": 1}}),
+        ("hostdevs", {"guest": {"hostdevs": 1}}),
+        ("filesystems", {"guest": {"filesystems": 1}}),
+        ("disk_kind", {"guest": {"odd_disks": ("vdb is of type block",)}}),
+        ("backing_chain", {"guest": {"chained": ("vda",)}}),
+        ("tpm_kind", {"guest": {"odd_tpm": "it is of type passthrough"}}),
+        ("disk_exists", {"offer": {"present": (PATH,)}}),
+        ("pool_missing", {"offer": {"pools": {"/var/lib/libvirt/images": None}}}),
+        ("space", {"offer": {"pools": {"/var/lib/libvirt/images": Pool("images", 110 * MIB)}}}),
+        ("medium_missing", {"offer": {"media": {"/isos/a.iso": False}}}),
+        ("network_missing", {"offer": {"networks": {"default": None}}}),
+        ("network_missing", {"offer": {"networks": {"default": False}}}),
+        ("bridge_missing", {"offer": {"bridges": {"br0": False}}}),
+        ("memory", {"offer": {"memory": 256 * MIB}}),
+        ("platform", {"offer": {"platform": "unsupported machine type"}}),
+        ("firmware", {"offer": {"loader": False}}),
+        ("cpu", {"offer": {"cpu": False}}),
+        ("certificates", {"offer": {"certificates": None}}),
+    ],
+)
+def test_each_blocker_is_found_alone_and_says_what_to_do(code, arguments):
+    (blocker,) = found(**arguments)
+    assert blocker.code == code
+    assert blocker.what
+    assert blocker.fix.endswith(".")
+
+
+def test_all_blockers_at_once():
+    codes = [
+        one.code
+        for one in found(
+            guest={"snapshots": 2, "hostdevs": 1},
+            offer={"networks": {"default": None}, "certificates": None, "present": (PATH,)},
+        )
+    ]
+    assert codes == ["snapshots", "hostdevs", "disk_exists", "network_missing", "certificates"]
+
+
+def test_a_file_that_this_move_has_left_is_no_blocker():
+    assert found(offer={"present": (PATH,)}, ours=(PATH,)) == []
+
+
+def test_what_is_unknown_is_no_blocker_but_is_said():
+    offer = {"media": {"/isos/a.iso": None}, "bridges": {"br0": None}, "cpu": None, "memory": None}
+    assert found(offer=offer) == []
+    said = plan.unknown(GUEST, dataclasses.replace(OFFER, **offer), "beta")
+    assert len(said) == 3
+    assert plan.unknown(GUEST, OFFER, "beta") == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "state", "under_way", "mode"),
+    [
+        ("auto", "running", False, "live"),
+        ("live", "running", False, "live"),
+        ("auto", "paused", False, "live"),
+        ("auto", "paused", True, "cold"),
+        ("auto", "off", False, "cold"),
+        ("auto", "crashed", False, "cold"),
+        ("live", "off", False, "cold"),
+    ],
+)
+def test_mode(asked, state, under_way, mode):
+    chosen, why = plan.choose_mode(dataclasses.replace(ORDER, mode=asked), state, under_way)
+    assert chosen == mode
+    assert why
+
+
+def row(*state):
+    found_row = judge.classify(*state)
+    assert found_row is not None
+    return found_row
+
+
+def shown(a_plan):
+    return [(change.path, change.before, change.after) for change in a_plan]
+
+
+def test_plan_of_a_move():
+    view = dataclasses.replace(VIEW, source=dataclasses.replace(HERE, autostart=True))
+    made = plan.plan(ORDER, view, row("running", "absent", "none", "none", False), GUEST)
+    kept = f".phyllome-retained-{OP}"
+    assert shown(made) == [
+        ("host", "alpha", "beta"),
+        ("disks.vda", f"alpha:{PATH}", f"beta:{PATH}"),
+        ("nvram", f"alpha:{GUEST.nvram}", f"beta:{GUEST.nvram}"),
+        ("tpm", f"alpha:/var/lib/libvirt/swtpm/{UUID}", f"beta:/var/lib/libvirt/swtpm/{UUID}"),
+        ("beta.autostart", False, True),
+        ("alpha.disks.vda", PATH, PATH + kept),
+        ("alpha.nvram", GUEST.nvram, GUEST.nvram + kept),
+        ("alpha.tpm", f"/var/lib/libvirt/swtpm/{UUID}", f"/var/lib/libvirt/swtpm/{UUID}{kept}"),
+        ("alpha.definition", "web", None),
+    ]
+    assert made.changed
+
+
+def test_a_purge_shows_that_files_go():
+    order = dataclasses.replace(ORDER, purge=True)
+    made = plan.plan(order, VIEW, row("running", "absent", "none", "none", False), GUEST)
+    assert ("alpha.disks.vda", PATH, None) in shown(made)
+
+
+def test_nothing_to_do():
+    made = plan.plan(ORDER, VIEW, row("absent", "running", "none", "none", False), GUEST)
+    assert not made.changed
+    assert made.as_list() == []
+
+
+def test_finishing_copies_nothing_and_follows_the_record():
+    record = Record(OP, UUID, "web", "alpha", "beta", "committed", pieces={"disks.vda": "/old/web.qcow2"})
+    there = Sight("beta", "paused", "paused (user)", "web", UUID, persistent=True)
+    view = View(dataclasses.replace(HERE, state="migrated"), there, OP, 0, "moving", record)
+    made = plan.plan(ORDER, view, row("migrated", "paused", "none", "moving", True), GUEST)
+    assert shown(made) == [
+        ("host", "alpha", "beta"),
+        ("alpha.disks.vda", "/old/web.qcow2", f"/old/web.qcow2.phyllome-retained-{OP}"),
+        ("alpha.definition", "web", None),
+    ]
+
+
+def test_discarding_is_said_first_and_with_the_reason():
+    there = Sight("beta", "paused", "paused (user)", "web", UUID, persistent=True)
+    view = View(HERE, there, OP, 0, "moving", None)
+    made = plan.plan(ORDER, view, row("running", "paused", "none", "moving", False), GUEST)
+    first = made.changes[0]
+    assert (first.path, first.before, first.after) == ("beta.guest", "paused (user)", None)
+    assert "never left the source" in first.why
+
+
+def test_the_most_a_sparse_copy_may_take():
+    assert plan.grown(0) == 16 * MIB
+    assert plan.grown(1000 * MIB) == 1066 * MIB
+
+
+def test_a_mark_is_no_part_of_the_plan():
+    mark = Mark(OP, "alpha", "beta", 0, "moving", "running", False)
+    view = dataclasses.replace(VIEW, source=dataclasses.replace(HERE, mark=mark), mark="moving")
+    before = plan.plan(ORDER, VIEW, row("running", "absent", "none", "none", False), GUEST)
+    again = plan.plan(ORDER, view, row("running", "absent", "none", "moving", False), GUEST)
+    assert shown(before) == shown(again)

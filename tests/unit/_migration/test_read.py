@@ -1,0 +1,226 @@
+# Copyright (c) Phyllome OS contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a domain's XML, marks and the kernel say, without libvirt."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+
+from ansible_collections.phyllome.virt.plugins.module_utils._core import xml
+from ansible_collections.phyllome.virt.plugins.module_utils._migration import read
+from ansible_collections.phyllome.virt.plugins.module_utils._migration.journal import (
+    Journal,
+    Mark,
+    Record,
+    op_id,
+)
+from ansible_collections.phyllome.virt.plugins.module_utils._migration.spec import Order
+
+UUID = "22222222-2222-4222-8222-222222222222"
+DOMAIN = f"""
+<domain type='qemu'>
+  <name>web</name><uuid>{UUID}</uuid><memory unit='KiB'>262144</memory>
+  <os{{os}}><type arch='x86_64' machine='pc-q35-7.2'>hvm</type>{{firmware}}</os>
+  {{cpu}}
+  <devices>
+    <emulator>/usr/bin/qemu-system-x86_64</emulator>
+    <disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='/images/web.qcow2'/><target dev='vda'/></disk>
+    <disk type='file' device='cdrom'><target dev='sda'/><readonly/></disk>
+    <disk type='file' device='cdrom'><source file='/isos/a.iso'/><target dev='sdb'/><readonly/></disk>
+    <disk type='file' device='disk'><driver type='raw'/><source file='/images/tools.img'/><target dev='vdb'/><readonly/></disk>
+    <interface type='network'><source network='default' bridge='virbr0'/></interface>
+    <interface type='bridge'><source bridge='br0'/></interface>
+    {{devices}}
+  </devices>
+</domain>
+"""
+
+
+def guest(devices="", firmware="", cpu="", os=""):
+    text = DOMAIN.format(devices=devices, firmware=firmware, cpu=cpu, os=os)
+    return read.parse_guest(xml.parse(text))
+
+
+def test_a_plain_guest():
+    found = guest()
+    assert found.disks == (read.Disk("vda", "/images/web.qcow2", "qcow2", 0, 0),)
+    assert found.media == ("/isos/a.iso", "/images/tools.img")
+    assert (found.networks, found.bridges) == (("default",), ("br0",))
+    assert (found.memory, found.machine, found.cpu) == (256 * 1024**2, "pc-q35-7.2", None)
+    assert (found.nvram, found.tpm, found.odd_disks, found.hostdevs) == (None, None, (), 0)
+
+
+@pytest.mark.parametrize(
+    ("firmware", "os", "path"),
+    [
+        ("<nvram template='/t.fd'>/n/web_VARS.fd</nvram>", "", "/n/web_VARS.fd"),
+        ("<nvram type='file'><source file='/n/web_VARS.fd'/></nvram>", "", "/n/web_VARS.fd"),
+        ("", " firmware='efi'", "/var/lib/libvirt/qemu/nvram/web_VARS.fd"),
+        ("", "", None),
+    ],
+)
+def test_nvram(firmware, os, path):
+    assert guest(firmware=firmware, os=os).nvram == path
+
+
+def test_firmware_details():
+    found = guest(firmware="<loader>/c.fd</loader><nvram template='/t.fd' format='qcow2'>/n.fd</nvram>")
+    assert (found.loader, found.nvram_template, found.nvram_format) == ("/c.fd", "/t.fd", "qcow2")
+
+
+@pytest.mark.parametrize(
+    ("backend", "tpm", "odd"),
+    [
+        ("<backend type='emulator' version='2.0'/>", f"/var/lib/libvirt/swtpm/{UUID}/tpm2", None),
+        ("<backend type='emulator' version='1.2'/>", f"/var/lib/libvirt/swtpm/{UUID}/tpm1.2", None),
+        ("<backend type='passthrough'/>", None, "type passthrough"),
+        ("<backend type='emulator'><encryption secret='x'/></backend>", None, "encrypted"),
+        ("<backend type='emulator'><source type='dir' path='/x'/></backend>", None, "place of its own"),
+    ],
+)
+def test_tpm(backend, tpm, odd):
+    found = guest(devices=f"<tpm model='tpm-crb'>{backend}</tpm>")
+    assert found.tpm == tpm
+    assert (found.odd_tpm is None) if odd is None else (odd in found.odd_tpm)
+
+
+@pytest.mark.parametrize(
+    ("disk", "said"),
+    [
+        ("<disk type='block' device='disk'><source dev='/dev/sda'/><target dev='vdc'/></disk>", "vdc is of type block"),
+        (
+            "<disk type='file' device='disk'><driver type='vmdk'/><source file='/a'/><target dev='vdc'/></disk>",
+            "vdc has the format vmdk",
+        ),
+        (
+            "<disk type='file' device='disk'><source file='/a'><encryption format='luks'/></source><target dev='vdc'/></disk>",
+            "vdc is encrypted",
+        ),
+        (
+            "<disk type='file' device='disk'><source file='/a'/><target dev='vdc'/><shareable/></disk>",
+            "vdc is shared with other guests",
+        ),
+    ],
+)
+def test_disks_that_are_not_moved_yet(disk, said):
+    assert guest(devices=disk).odd_disks == (said,)
+
+
+def test_backing_chain():
+    disk = (
+        "<disk type='file' device='disk'><driver type='qcow2'/><source file='/a'/><target dev='vdc'/>"
+        "<backingStore type='file'><source file='/base'/></backingStore></disk>"
+    )
+    assert guest(devices=disk).chained == ("vdc",)
+    assert guest(devices=disk.replace("<source file='/base'/>", "")).chained == ()
+
+
+def test_devices_of_the_host():
+    found = guest(devices="<hostdev mode='subsystem' type='usb'/><interface type='hostdev'/><filesystem type='mount'/>")
+    assert (found.hostdevs, found.filesystems) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("cpu", "known"),
+    [
+        ("<cpu mode='custom'><model>qemu64</model></cpu>", True),
+        ("<cpu><model>qemu64</model></cpu>", True),
+        ("<cpu mode='host-passthrough'/>", False),
+        ("<cpu mode='maximum'/>", False),
+    ],
+)
+def test_only_a_named_cpu_can_be_compared(cpu, known):
+    assert (guest(cpu=cpu).cpu is not None) is known
+
+
+ORDER = Order(
+    "web", None, "alpha", "beta", "qemu+tls://beta/system", "beta", None, "auto", None, False, 0, 0, False, False, "x:///"
+)  # fmt: skip
+MOVING = Mark(op_id(UUID, "beta", 3), "alpha", "beta", 3, "moving", "running", True)
+DONE = dataclasses.replace(MOVING, phase="done", epoch=4)
+ELSEWHERE = Mark(op_id(UUID, "gamma", 3), "alpha", "gamma", 3, "moving", "running", True)
+ARRIVED = Mark(op_id(UUID, "alpha", 2), "beta", "alpha", 3, "done", "running", True)
+FROM_GAMMA = dataclasses.replace(MOVING, source="gamma")
+
+
+def relate(tmp_path, source, destination):
+    def sight(host, mark):
+        if mark is Ellipsis:
+            return read.Sight(host, "absent")
+        return read.Sight(host, "running", "", "web", UUID, True, mark=mark)
+
+    pair = read.Pair(ORDER, Journal(str(tmp_path)))
+    return pair._relate(sight("alpha", source), sight("beta", destination))
+
+
+@pytest.mark.parametrize(
+    ("source", "destination", "told", "epoch"),
+    [
+        (None, ..., "none", 0),
+        (MOVING, ..., "moving", 3),
+        (ARRIVED, ..., "none", 3),
+        (ELSEWHERE, ..., "other", 3),
+        (MOVING, MOVING, "moving", 3),
+        (MOVING, DONE, "done", 3),
+        (MOVING, None, "none", 3),
+        (None, MOVING, "other", 0),
+        (MOVING, FROM_GAMMA, "other", 3),
+        (..., MOVING, "moving", 3),
+        (..., DONE, "done", 3),
+        (..., None, "none", 0),
+        (..., FROM_GAMMA, "other", 3),
+        (..., ARRIVED, "none", 2),
+        (ARRIVED, DONE, "none", 3),
+    ],
+)
+def test_whose_move_the_marks_tell_of(tmp_path, source, destination, told, epoch):
+    view = relate(tmp_path, source, destination)
+    assert (view.mark, view.epoch) == (told, epoch)
+
+
+def test_the_record_of_the_move_is_found(tmp_path):
+    record = Record(MOVING.op_id, UUID, "web", "alpha", "beta", "committed")
+    Journal(str(tmp_path)).save(record)
+    view = relate(tmp_path, ..., MOVING)
+    assert view.record == record
+    assert view.committed
+    Journal(str(tmp_path)).save(dataclasses.replace(record, phase="done"))
+    assert not relate(tmp_path, ..., DONE).committed
+
+
+@pytest.mark.parametrize(
+    ("log", "migrated"),
+    [
+        ("starting up libvirt version: 9\nx: shutting down, reason=migrated\n", True),
+        ("x: shutting down, reason=destroyed\nx: shutting down, reason=migrated\n", True),
+        ("x: shutting down, reason=migrated\nx: shutting down, reason=crashed\n", False),
+        ("x: shutting down, reason=migrated\nx: starting up libvirt version: 9\n", False),
+        ("", False),
+        (None, False),
+    ],
+)
+def test_libvirt_s_log_remembers_why_a_guest_stopped(tmp_path, monkeypatch, log, migrated):
+    monkeypatch.setattr(read, "LOGS", str(tmp_path))
+    if log is not None:
+        (tmp_path / "web.log").write_text(log)
+    assert read._log_says_migrated("web") is migrated
+
+
+def test_a_process_that_lives_and_one_that_is_dead():
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        assert not read.process_is_gone(child.pid)
+        child.kill()
+        while not read.process_is_gone(child.pid):  # a zombie until it is waited for
+            pass
+    assert read.process_is_gone(child.pid)
+
+
+def test_digest(tmp_path):
+    assert read.digest(str(tmp_path / "none")) is None
+    (tmp_path / "empty").write_bytes(b"")
+    assert read.digest(str(tmp_path / "empty")).startswith("e3b0c44298fc1c14")

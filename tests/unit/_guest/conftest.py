@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import pathlib
+import typing
 
 import pytest
 
 from ansible_collections.phyllome.virt.plugins.module_utils._core import xml
-from ansible_collections.phyllome.virt.plugins.module_utils._guest import plan, read, spec
+from ansible_collections.phyllome.virt.plugins.module_utils._guest import domain, plan, read, spec, tables
 from ansible_collections.phyllome.virt.plugins.module_utils._guest.storage import Image
 
 DOMAINS = pathlib.Path(__file__).parent / "domains"
@@ -38,6 +38,15 @@ class Lab:
     @staticmethod
     def xml(name):
         return xml.parse((DOMAINS / f"{name}.xml").read_text())
+
+    @staticmethod
+    def device(option, root, name):
+        kind = next(kind for kind in tables.KINDS if kind.option == option)
+        return domain.device(kind, root, name)
+
+    @staticmethod
+    def marker(root):
+        return domain.marker(root)
 
     def guest(self, name, live=None, **over):
         """A guest from captured XML; ``live`` names the running one's."""
@@ -76,7 +85,7 @@ class Lab:
             **dict.fromkeys(used | cdroms | sources, True),
             **over.pop("exists", {}),
         }
-        values = {
+        values: dict[str, typing.Any] = {
             "host": self.host,
             "memory": 16 * GIB,
             "pools": pools,
@@ -100,8 +109,6 @@ class Lab:
         """The guest once libvirt has taken the definition, as far as that can be known without libvirt."""
         config = copy.deepcopy(decision.config)
         marker = decision.marker.made({volume.id for volume in decision.marker.volumes})
-        from ansible_collections.phyllome.virt.plugins.module_utils._guest import domain
-
         domain.set_marker(config, marker)
         sizes = {change.args["file"]: change.args["size"] for change in decision.plan if "size" in change.args}
         before = {} if there is None else dict(there.blocks)
@@ -125,10 +132,6 @@ class Lab:
     def seen(decision):
         """The plan as path, from, to."""
         return [(change.path, change.before, change.after) for change in decision.plan]
-
-    @staticmethod
-    def replace(guest, **over):
-        return dataclasses.replace(guest, **over)
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import types
+import typing
 
 import pytest
 import yaml
@@ -173,7 +174,7 @@ def test_disks_grow_where_they_are_used(monkeypatch):
 
 
 def test_the_rest(monkeypatch):
-    removed = []
+    removed: list[str] = []
     monkeypatch.setattr(apply.storage, "remove", removed.append)
     domain = Domain()
     run(
@@ -254,7 +255,7 @@ class World:
 
 
 AUTOSTART = Change("autostart", "autostart", False, True)
-LOOK = types.SimpleNamespace(connection=None, forget_images=lambda: None)
+LOOK: typing.Any = types.SimpleNamespace(connection=None, forget_images=lambda: None)
 
 
 def test_what_was_done_is_looked_at_again(monkeypatch, lab):
@@ -280,8 +281,11 @@ def test_check_mode_does_nothing(monkeypatch, lab):
 
 def test_a_step_that_fails_says_whether_anything_was_done(monkeypatch, lab):
     World(monkeypatch, lab, [step("start")])
-    monkeypatch.setattr(apply.Apply, "_start", lambda self, change: (_ for _ in ()).throw(PhyllomeError("a", "b", "c")))
-    monkeypatch.setitem(apply._STEPS, "start", apply.Apply._start)
+
+    def fails(self, change):
+        raise PhyllomeError("a", "b", "c")
+
+    monkeypatch.setitem(apply._STEPS, "start", fails)
     with pytest.raises(PhyllomeError) as caught:
         converge._one(LOOK, wanted(), False)
     assert caught.value.facts["changed"] is False
@@ -296,7 +300,7 @@ def test_capabilities_are_read_as_libvirt_writes_them(lab):
         return text
 
     host = read.host(types.SimpleNamespace(getInfo=lambda: ["x86_64"], getDomainCapabilities=capabilities), "/store")
-    assert (host.type, host.uefi, host.secure_boot, host.tpm) == ("qemu", True, True, {"tpm-tis", "tpm-crb"})
+    assert (host.type, host.uefi, host.secure_boot, host.tpm) == ("qemu", True, True, frozenset({"tpm-tis", "tpm-crb"}))
     assert {"vnc", "spice"} <= host.graphics
     assert {"virtio", "vga"} <= host.video
 

@@ -22,7 +22,7 @@ def test_the_marker_survives_a_round_trip_and_leaves_other_metadata_alone(lab):
     domain.set_marker(root, marker)
     domain.set_marker(root, marker)
     again = xml.parse(xml.dump(root))
-    assert domain.marker(again) == marker
+    assert lab.marker(again) == marker
     assert len(again.findall(f"metadata/{{{xml.GUEST_NS}}}guest")) == 1
     assert again.find("metadata/{http://libosinfo.org/xmlns/libvirt/domain/1.0}libosinfo") is not None
     assert "ns0:" not in xml.dump(root)
@@ -35,8 +35,8 @@ def test_a_made_volume_is_remembered():
 
 
 def test_a_foreign_guest_has_no_marker(lab):
-    assert domain.marker(lab.xml("hand")) is None
-    assert domain.marker(lab.xml("linux")).profile == "linux"
+    assert lab.marker(lab.xml("hand")) is None
+    assert lab.marker(lab.xml("linux")).profile == "linux"
 
 
 @pytest.mark.parametrize(("phase", "moving"), [("moving", True), ("done", False), (None, False)])
@@ -61,13 +61,13 @@ def test_nothing_waits_for_a_guest_that_is_off(lab):
 def test_what_differs_waits(lab):
     config = lab.xml("linux")
     config.find("memory").text = str(512 * 1024)
-    disk = domain.device(domain.DISKS, config, "data")
+    disk = lab.device("disks", config, "data")
     disk.getparent().remove(disk)
-    domain.device(domain.NETWORKS, config, "lan").find("model").set("type", "e1000e")
+    lab.device("networks", config, "lan").find("model").set("type", "e1000e")
     cards = domain.NETWORKS.elements(config)
     other = copy.deepcopy(cards[0])
-    other.find("alias").set("name", "ua-third")
-    other.find("mac").set("address", "52:54:00:00:00:01")
+    xml.ensure(other, "alias").set("name", "ua-third")
+    xml.ensure(other, "mac").set("address", "52:54:00:00:00:01")
     cards[-1].addnext(other)
     assert domain.pending(lab.xml("linux-live"), config) == [
         {"path": "memory", "from": "256MiB", "to": "512MiB"},

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import typing
 
 import pytest
 from hypothesis import given, settings
@@ -58,9 +59,7 @@ def test_a_new_guest_is_defined_then_gets_its_disks_then_starts(lab):
     assert all(change.when == "live" for change in decision.plan)
     assert decision.pending == []
     assert "emulated" in decision.warnings[0]
-    assert domain.marker(decision.config) == Marker(
-        "linux", False, ("root", "lan"), (Volume("root", ROOT, made=False),)
-    )
+    assert lab.marker(decision.config) == Marker("linux", False, ("root", "lan"), (Volume("root", ROOT, made=False),))
 
 
 def test_a_new_guest_keeps_its_variables_under_its_uuid(lab):
@@ -224,17 +223,17 @@ def test_a_card_is_reconnected_while_the_guest_runs(lab):
 
 def test_another_bus_is_another_address(lab):
     decision = lab.decide(lab.guest("linux"), state="present", disks=[{"id": "root", "bus": "sata"}])
-    disk = domain.device(domain.DISKS, decision.config, "root")
+    disk = lab.device("disks", decision.config, "root")
     assert disk.find("address") is None
     assert disk.find("target").get("dev") == "sdc"
 
 
 def test_a_new_disk_of_an_old_guest_follows_its_profile_and_order_is_left_alone(lab):
     decision = lab.decide(lab.guest("linux"), state="present", disks=[{"id": "more", "size": "2GiB"}])
-    disk = domain.device(domain.DISKS, decision.config, "more")
+    disk = lab.device("disks", decision.config, "more")
     assert disk.find("target").get("dev") == "vdb"
     assert disk.find("boot") is None
-    assert domain.marker(decision.config).volume("more") == Volume("more", f"{IMAGES}/web-more.qcow2", made=False)
+    assert lab.marker(decision.config).volume("more") == Volume("more", f"{IMAGES}/web-more.qcow2", made=False)
 
 
 def test_tpm_and_display_come_and_go(lab):
@@ -351,7 +350,7 @@ def test_nothing_is_overwritten(lab, disk):
 def unfinished(lab, made=False):
     """The captured guest, cut off before its first disk was complete."""
     there = lab.guest("linux", blocks={"sda": (GIB, 0)})
-    marker = domain.marker(there.config)
+    marker = lab.marker(there.config)
     volumes = tuple(Volume(volume.id, volume.path, made or volume.id != "root") for volume in marker.volumes)
     domain.set_marker(there.config, Marker(marker.profile, False, marker.devices, volumes))
     return there
@@ -564,7 +563,7 @@ def test_a_transient_guest_is_left_alone(lab):
 def test_a_device_that_is_ours_and_no_longer_declared_is_pruned_when_that_is_said(lab):
     there = lab.guest("linux", live="linux-live")
     foreign = copy.deepcopy(domain.NETWORKS.elements(there.config)[0])
-    foreign.find("alias").set("name", "ua-foreign")
+    xml.ensure(foreign, "alias").set("name", "ua-foreign")
     there.config.find("devices").append(foreign)
     kept = {"disks": [{"id": "root"}], "networks": [{"id": "wan"}]}
     assert lab.seen(lab.decide(there, **kept)) == []
@@ -702,7 +701,7 @@ def test_what_another_guest_uses_is_not_deleted(lab, users, text):
 @pytest.mark.parametrize("tag", ["shareable", "readonly"])
 def test_what_may_be_somebody_elses_is_not_deleted(lab, tag):
     there = lab.guest("linux")
-    domain.device(domain.DISKS, there.config, "root").append(xml.element(tag))
+    lab.device("disks", there.config, "root").append(xml.element(tag))
     users = {"users": {ROOT: (), f"{IMAGES}/web-data.raw": ()}}
     text = said(lab, there, state="absent", delete={"disks": "owned"}, world=users)
     assert f"disks.root: {ROOT} is {tag}" in text
@@ -726,7 +725,7 @@ IDS = st.lists(st.sampled_from(["a", "b", "c", "d", "e-1", "_f", "G"]), unique=T
 def declarations(draw):
     """A guest's options, all valid."""
     ids = draw(IDS)
-    options = {"disks": [], "cdroms": [], "networks": []}
+    options: dict[str, typing.Any] = {"disks": [], "cdroms": [], "networks": []}
     for name in ids:
         kind = draw(st.sampled_from(["disks", "cdroms", "networks"]))
         device = {"id": name}

@@ -56,7 +56,7 @@ def test_mac_addresses_are_stable_and_differ():
         ({"memory": "two"}, "memory: 'two' is not a size"),
         ({"memory": "2048"}, "memory: '2048' is not a size"),
         ({"vcpus": 0}, "vcpus: 0 is too small"),
-        ({"vcpus": "many"}, "many"),
+        ({"vcpus": "many"}, "vcpus"),
         ({"profile": "amiga"}, "profile must be one of"),
         ({"state": "on"}, "state must be one of"),
         ({"uuid": "42"}, "uuid: '42' is not a UUID"),

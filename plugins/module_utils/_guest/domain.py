@@ -166,7 +166,8 @@ def pending(live: Element | None, config: Element) -> list[dict[str, t.Any]]:
     for group, rows in DOMAIN.items():
         for row in rows:
             now, then = row.read(live), row.read(config)
-            if now != then:
+            # What is settled at creation cannot wait; and a guest that was saved or moved no longer tells its firmware.
+            if now != then and row.when != "refused":
                 path = f"{group}.{row.option}" if group else row.option
                 waiting.append(_change(path, _shown(row, now), _shown(row, then)))
     for kind in KINDS:
@@ -247,7 +248,7 @@ def report(guest: t.Any, addresses: t.Sequence[str]) -> dict[str, t.Any]:
         "machine": _MACHINE.read(now),
         "memory": DOMAIN[""][0].read(now),
         "vcpus": DOMAIN[""][1].read(now),
-        "firmware": {row.option: row.read(now) for row in DOMAIN["firmware"]},
+        "firmware": {row.option: row.read(config) for row in DOMAIN["firmware"]},
         "tpm": {row.option: row.read(now) for row in DOMAIN["tpm"]},
         "addresses": list(addresses),
         "disks": [

@@ -13,7 +13,7 @@ from ansible_collections.phyllome.virt.plugins.module_utils._core import xml
 from ansible_collections.phyllome.virt.plugins.module_utils._guest import domain, migratable
 from ansible_collections.phyllome.virt.plugins.module_utils._guest.domain import Marker, Volume
 
-PAIRS = [("linux", "linux-live"), ("windows11", "windows11-live"), ("hand", "hand-live")]
+PAIRS = [(name, f"{name}-live") for name in ("linux", "windows11", "hand", "moved")]
 
 
 def test_the_marker_survives_a_round_trip_and_leaves_other_metadata_alone(lab):
@@ -86,6 +86,12 @@ def test_a_device_that_was_given_its_id_while_it_ran_is_still_the_same(lab):
 @pytest.mark.parametrize("name", ["linux", "linux-live", "windows11", "windows11-live"])
 def test_new_guests_have_fourteen_free_ports(lab, name):
     assert domain.slots_free(lab.xml(name)) == 14
+
+
+def test_a_guest_that_was_moved_still_tells_its_firmware(lab):
+    assert lab.xml("moved-live").find("os/firmware") is None
+    told = domain.report(lab.guest("moved", live="moved-live"), [])
+    assert told["firmware"] == {"type": "uefi", "secure_boot": True, "enrolled_keys": True}
 
 
 def test_the_report_of_a_running_guest(lab):

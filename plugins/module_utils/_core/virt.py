@@ -40,7 +40,7 @@ def saying(what: str, remedy: str = REMEDY) -> t.Iterator[None]:
         yield
     except libvirt.libvirtError as exc:
         raise PhyllomeError(
-            what, exc.get_error_message() or str(exc), remedy, libvirt_code=exc.get_error_code()
+            what, (exc.get_error_message() or str(exc)).strip(), remedy, libvirt_code=exc.get_error_code()
         ) from exc
 
 

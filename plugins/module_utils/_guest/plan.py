@@ -695,7 +695,7 @@ class _Draft:
                 f"Guest {self.wanted.name} was not made by phyllome.virt",
                 f"{', '.join(dict.fromkeys(change.path for change in plan))} would have to change",
                 "Say adopt: true to take it over, or give your guest another name.",
-                plan=plan.as_list(),
+                plan=_refused(plan),
             )
         off = any(change.action in ("shutdown", "destroy") for change in plan)
         return Decision(
@@ -724,14 +724,19 @@ def _together(name: str, problems: t.Sequence[PhyllomeError], plan: Plan) -> Phy
     told = [{"what": problem.what, "why": problem.why, "remedy": problem.remedy} for problem in problems]
     if len(problems) == 1:
         only = problems[0]
-        return PhyllomeError(f"Guest {name}: {only.what}", only.why, only.remedy, problems=told, plan=plan.as_list())
+        return PhyllomeError(f"Guest {name}: {only.what}", only.why, only.remedy, problems=told, plan=_refused(plan))
     return PhyllomeError(
         f"Guest {name} cannot be as declared",
         f"there are {len(problems)} reasons: " + " ".join(f"({n}) {problem}" for n, problem in enumerate(problems, 1)),
         "Nothing was changed.",
         problems=told,
-        plan=plan.as_list(),
+        plan=_refused(plan),
     )
+
+
+def _refused(plan: Plan) -> list[dict[str, t.Any]]:
+    """Nothing of it is done, whatever it would have been."""
+    return Plan(tuple(dataclasses.replace(change, when="refused") for change in plan)).as_list()
 
 
 def _removal(wanted: Wanted, there: Guest | None, world: World) -> Decision:

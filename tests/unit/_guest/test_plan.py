@@ -296,12 +296,17 @@ def test_a_missing_disc_is_said_when_it_is_declared_and_when_the_guest_starts(la
     )
 
 
-def test_refused_changes_are_in_the_plan(lab):
+def test_when_one_change_is_refused_none_is_done_and_the_plan_says_so(lab):
     with pytest.raises(PhyllomeError) as caught:
         lab.decide(
-            lab.guest("linux"), state="present", firmware={"type": "bios"}, disks=[{"id": "root", "size": "512MiB"}]
+            lab.guest("linux"),
+            state="present",
+            vcpus=3,
+            firmware={"type": "bios"},
+            disks=[{"id": "root", "size": "512MiB"}],
         )
     assert [(change["path"], change["when"]) for change in caught.value.facts["plan"]] == [
+        ("vcpus", "refused"),
         ("firmware.type", "refused"),
         ("disks.root.size", "refused"),
     ]

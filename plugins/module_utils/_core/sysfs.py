@@ -1,0 +1,223 @@
+# Copyright: Contributors to the phyllome.virt project
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The kernel's files of a machine, the live one or a captured one.
+
+PRIVATE to the collection: no promise of stability for users outside of it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import typing as t
+
+from .errors import PhyllomeError
+from .names import check_path
+
+PAGE = 4096
+"""Bytes: no sysfs attribute is longer (https://docs.kernel.org/filesystems/sysfs.html)."""
+PCI_ADDRESS = re.compile(r"^([0-9a-f]{4,8}):([0-9a-f]{2}):([01][0-9a-f])\.([0-7])\Z")
+"""Domain, bus, device, function. A domain behind Intel VMD has five digits."""
+_NUMBER = re.compile(r"^-?(?:0[xX][0-9a-fA-F]{1,16}|[0-9]{1,20})$")
+# O_NONBLOCK: a named pipe in a captured tree must not hang us, and /dev/kmsg ends there.
+_OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+_MAX_LINKS = 40  # as the kernel, path_resolution(7)
+
+
+class Tree:
+    """The files below a directory that holds ``sys/`` and ``proc/``, read as if it were ``/``.
+
+    Paths have no leading slash. Links are followed as after a chroot: neither an absolute target nor
+    ``..`` leads out of the tree. Nothing here raises because of what a file is or holds: what could
+    not be read is None, and its path is in ``unread``.
+
+    Attributes:
+        root: the directory.
+        unread: path → why it could not be read; ``missing`` when it is not there.
+    """
+
+    def __init__(self, root: str, option: str) -> None:
+        """Look at a directory.
+
+        Args:
+            root: absolute path.
+            option: name of the option that says so, for the message.
+
+        Raises:
+            PhyllomeError: there is no such directory, or it does not hold ``sys``.
+        """
+        root = check_path(root, option)
+        if not os.path.isdir(os.path.join(root, "sys")):
+            if not os.path.lexists(root):
+                why = "it does not exist"
+            elif not os.path.isdir(root):
+                why = "it is not a directory"
+            else:
+                why = "it has no directory sys, or it may not be entered"
+            raise PhyllomeError(
+                f"{option}: {root!r} is not the root of a machine",
+                why,
+                "Name the directory that holds sys and proc, or leave the option out to look at this machine.",
+            )
+        self.root = root
+        self.unread: dict[str, str] = {}
+        self._base = os.path.join(os.path.realpath(root), "")
+        self._plain: set[str] = set()
+        self._known: dict[str, str] = {}
+
+    def exists(self, path: str) -> bool:
+        """Whether something is there; a dangling link is something."""
+        head, dummy, name = path.rpartition("/")
+        parent = self._real(head)
+        return parent is not None and os.path.lexists(f"{self._base}{parent}/{name}")
+
+    def data(self, path: str, limit: int = PAGE) -> bytes | None:
+        """The content of a file.
+
+        Args:
+            path: below the root.
+            limit: bytes; what is longer is not read at all, since half of it may mean something else.
+        """
+        head, dummy, name = path.rpartition("/")
+        parent = self._real(head)
+        if parent is None:
+            return self._unread(path, "too many links")
+        try:
+            handle = os.open(f"{self._base}{parent}/{name}", _OPEN)
+        except OSError as exc:
+            if exc.errno != errno.ELOOP:
+                return self._unread(path, exc)
+            real = self._real(path)  # it is a link, which few files are: hence only now
+            if real in (None, path):
+                return self._unread(path, exc)
+            data = self.data(real, limit)
+            return self._unread(path, self.unread[real]) if data is None else data
+        except ValueError as exc:
+            return self._unread(path, exc)
+        try:
+            return self._drain(handle, path, limit)
+        except OSError as exc:
+            return self._unread(path, exc)
+        finally:
+            os.close(handle)
+
+    def _drain(self, handle: int, path: str, limit: int) -> bytes | None:
+        parts = []
+        size = 0
+        while size <= limit:
+            try:
+                part = os.read(handle, max(PAGE, min(limit, 1 << 20)) + 1)
+            except BlockingIOError:
+                break
+            except BrokenPipeError:  # /dev/kmsg: records were overwritten meanwhile, the next read goes on
+                continue
+            if not part:
+                break
+            parts.append(part)
+            size += len(part)
+        if size > limit:
+            return self._unread(path, f"longer than {limit} bytes")
+        return b"".join(parts)
+
+    def text(self, path: str, limit: int = PAGE) -> str | None:
+        """The content of a file without white space around it; what is not UTF-8 becomes U+FFFD."""
+        data = self.data(path, limit)
+        return None if data is None else data.decode("utf-8", "replace").strip()
+
+    def number(self, path: str) -> int | None:
+        """The decimal or ``0x`` number that is all of a file."""
+        text = self.text(path)
+        if text is None:
+            return None
+        if not _NUMBER.match(text):
+            return self._unread(path, "not a number")
+        return int(text, 16 if "x" in text.lower() else 10)
+
+    def names(self, path: str) -> tuple[str, ...] | None:
+        """What is in a directory, sorted. A name that is not UTF-8 is left out, and the directory counts as unread."""
+        real = self._real(path)
+        if real is None:
+            return self._unread(path, "too many links")
+        try:
+            found = sorted(os.listdir(self._base + real))
+        except (OSError, ValueError) as exc:
+            return self._unread(path, exc)
+        good = tuple(name for name in found if name.isprintable())
+        if len(good) != len(found):
+            self._unread(path, "a name in it is not text")
+        return good
+
+    def link(self, path: str) -> str | None:
+        """The text of a link as it stands there."""
+        head, dummy, name = path.rpartition("/")
+        parent = self._real(head)
+        if parent is None:
+            return self._unread(path, "too many links")
+        try:
+            return os.readlink(f"{self._base}{parent}/{name}")
+        except (OSError, ValueError) as exc:
+            return self._unread(path, exc)
+
+    def follow(self, path: str) -> str | None:
+        """Where a path leads to once all links are followed; what lies there need not exist.
+
+        None when the path itself is not there, or when links go round in circles.
+        """
+        if not self.exists(path):
+            return self._unread(path, "missing")
+        real = self._real(path)
+        return self._unread(path, "too many links") if real is None else real
+
+    def note(self, path: str, why: str) -> None:
+        """Count a file as unread: it was read, and what it says cannot be."""
+        self._unread(path, why)
+
+    def _unread(self, path: str, why: str | Exception) -> t.Any:
+        """Note why; the answer is always None."""
+        if isinstance(why, OSError):
+            gone = why.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.ENXIO, errno.ESRCH)
+            why = "missing" if gone else os.strerror(why.errno or errno.EIO)
+        self.unread[path] = str(why)
+        return None
+
+    def _real(self, path: str) -> str | None:
+        """The path without links, relative to the root; None when there are too many of them."""
+        known = self._known.get(path)
+        if known is not None:
+            return known
+        todo = path.split("/")[::-1]
+        here = ""
+        links = 0
+        while todo:
+            name = todo.pop()
+            if name in ("", "."):
+                continue
+            if name == "..":
+                here = here.rpartition("/")[0]
+                continue
+            step = f"{here}/{name}" if here else name
+            if step in self._plain:
+                here = step
+                continue
+            try:
+                target = os.readlink(self._base + step)
+            except (OSError, ValueError):  # no link, or nothing there, or a name that cannot be
+                self._plain.add(step)
+                here = step
+                continue
+            links += 1
+            if links > _MAX_LINKS:
+                return None
+            if target.startswith("/"):
+                here = ""
+            todo.extend(target.split("/")[::-1])
+        self._known[path] = here
+        return here
+
+
+def pci_functions(path: str) -> tuple[str, ...]:
+    """The addresses of the PCI functions on a device's path, the outermost first."""
+    return tuple(part for part in path.split("/") if PCI_ADDRESS.match(part))

@@ -1,6 +1,6 @@
 # `make help` says what there is. Recipes live in tests/tools.
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format test-unit test-fleet test-metal test demo bench build install clean
+.PHONY: help setup lint format test-unit test-fleet test-metal test demo bench build install changelog clean
 
 PYTHON := .cache/venv/bin/python
 
@@ -39,6 +39,9 @@ build: setup  ## the collection as a tarball in .cache/dist
 
 install: setup  ## build, and install below .cache/installed
 	@sh tests/tools/build.sh install
+
+changelog: setup  ## release notes of the version in galaxy.yml, from changelogs/fragments
+	@sh tests/tools/changelog.sh
 
 clean:  ## remove everything that was made
 	@sh tests/tools/clean.sh

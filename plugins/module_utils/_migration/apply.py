@@ -26,10 +26,12 @@ from .._core.errors import PhyllomeError
 from .journal import Mark, Power, Record
 from .judge import classify
 from .plan import grown, pieces, retained
-from .read import Disk, Guest, Pair, View, digest, parse_guest, process_is_gone, qemu_pid
+from .read import SWTPM, Disk, Guest, Pair, View, digest, parse_guest, process_is_gone, qemu_pid
 from .read import guest as read_guest
 
 POLL = 0.1
+_TPM_STATES = ("tpm2-00.permall", "tpm-00.permall")
+"""What swtpm keeps of a TPM 2.0 and of a TPM 1.2; the rest of its folder are locks."""
 SETTLE = 90.0
 """Seconds that libvirt gets to undo a failed migration: keep-alives take 30 of them."""
 
@@ -58,6 +60,7 @@ class Mover:
         self.order = pair.order
         self.told = Told()
         self.failure: PhyllomeError | None = None
+        self.op = ""
 
     # -- rows 1 and 11 ------------------------------------------------------------------------
 
@@ -121,14 +124,15 @@ class Mover:
             found = []
             for folder in sorted({os.path.dirname(disk.path) for disk in guest.disks}):
                 pool = connection.storagePoolLookupByTargetPath(folder)
-                pool.refresh()
+                _refresh(pool)
                 names = set(pool.listVolumes())
                 found += [
                     disk.path
                     for disk in guest.disks
                     if os.path.dirname(disk.path) == folder and os.path.basename(disk.path) in names
                 ]
-            for path in filter(None, (guest.nvram, guest.tpm and os.path.join(guest.tpm, "tpm2-00.permall"))):
+            states = [os.path.join(guest.tpm, name) for name in _TPM_STATES] if guest.tpm else []
+            for path in [*([guest.nvram] if guest.nvram else []), *states]:
                 with self._folder(connection, os.path.dirname(path)) as names_there:
                     if os.path.basename(path) in names_there:
                         found.append(path)
@@ -143,33 +147,36 @@ class Mover:
     def _folder(self, connection: t.Any, path: str) -> t.Iterator[dict[str, t.Any]]:
         """The files of a folder, as libvirt volumes by name, through a pool that lives as long as we look.
 
-        So the other host needs nothing but libvirt. A pool that a killed run has left is taken over.
+        So the other host needs nothing but libvirt. libvirt allows one pool for a folder: a pool of
+        another guest's move is waited for, one that a killed run has left is removed.
         """
-        pool = virt.found(lambda: connection.storagePoolLookupByTargetPath(path))
-        mine = pool is None
-        if pool is not None and pool.name().startswith("phyllome-look-"):
-            pool.destroy()
-            mine = True
-        if mine:
-            definition = xml.element("pool", type_="dir")
-            xml.child(definition, "name", f"phyllome-look-{os.getpid()}-{time.monotonic_ns()}")
-            xml.child(xml.child(definition, "target"), "path", path)
-            try:
-                pool = connection.storagePoolCreateXML(xml.dump(definition))
-            except virt.libvirt.libvirtError as exc:
-                if exc.get_error_code() != virt.libvirt.VIR_ERR_SYSTEM_ERROR:
-                    raise
-                pool = None  # the folder does not exist
-        else:
-            pool.refresh()
-        if pool is None:
-            yield {}
-            return
+        lib = virt.libvirt
+        name = f"{_LOOK}{self.op}-{os.path.basename(path)}"
+        deadline = time.monotonic() + _LOOK_PATIENCE
+        while True:
+            pool = virt.found(lambda: connection.storagePoolLookupByTargetPath(path))
+            if pool is not None and not pool.name().startswith(_LOOK):
+                _refresh(pool)
+                yield {volume.name(): volume for volume in pool.listAllVolumes()}
+                return
+            if pool is not None and (pool.name() == name or time.monotonic() > deadline):
+                with contextlib.suppress(lib.libvirtError):
+                    pool.destroy()
+            elif pool is None:
+                try:
+                    pool = connection.storagePoolCreateXML(_dir_pool(name, path))
+                    break
+                except lib.libvirtError as exc:
+                    if exc.get_error_code() == lib.VIR_ERR_SYSTEM_ERROR:  # there is no such folder
+                        yield {}
+                        return
+                    if time.monotonic() > deadline:
+                        raise
+            time.sleep(0.02)
         try:
             yield {volume.name(): volume for volume in pool.listAllVolumes()}
         finally:
-            if mine:
-                pool.destroy()
+            pool.destroy()
 
     def _migrate(self, view: View, domain: t.Any, guest: Guest, mark: Mark) -> None:
         lib, order = virt.libvirt, self.order
@@ -354,7 +361,7 @@ class Mover:
         nvram = owned.get("nvram") or ""  # libvirt does not always say it of a guest that is off
         for name, folder, files in (
             ("nvram", os.path.dirname(nvram), [os.path.basename(nvram)] if nvram else []),
-            ("tpm", guest.tpm or "", ["tpm2-00.permall", "tpm-00.permall"] if guest.tpm else []),
+            ("tpm", guest.tpm or "", list(_TPM_STATES) if guest.tpm else []),
         ):
             self.told.identity[name] = None
             for file in files:
@@ -374,6 +381,15 @@ class Mover:
                 try:
                     with self._folder(connection, folder) as volumes:
                         after = _digest_there(connection, volumes.get(file))
+                        patience = time.monotonic() + _LOOK_PATIENCE
+                        while (
+                            after is not None
+                            and after == fresh != before
+                            and not asleep
+                            and time.monotonic() < patience
+                        ):
+                            time.sleep(POLL)  # QEMU may still be writing it
+                            after = _digest_there(connection, volumes[file])
                         rests = asleep or view.destination.state == "off"
                         if name == "nvram" and rests and after is not None and (asleep or after == fresh):
                             _upload(connection, volumes[file], kept)
@@ -433,7 +449,10 @@ class Mover:
         for older in self.pair.journal.of_guest(view.uuid):
             if older.op_id != record.op_id and older.phase == "done":
                 self._supersede(older, record.pieces.values())
-        self.pair.journal.save(dataclasses.replace(record, phase="done", retained=kept))
+        if kept:
+            self.pair.journal.save(dataclasses.replace(record, phase="done", retained=kept))
+        else:
+            self.pair.journal.remove(record.op_id)
         self.told.leftovers = list(kept.values())
         for folder in {os.path.dirname(path) for name, path in record.pieces.items() if name.startswith("disks.")}:
             with contextlib.suppress(virt.libvirt.libvirtError):  # the source need not have a pool there
@@ -487,7 +506,7 @@ class Mover:
             for path in record.pieces.values():
                 if path in used or any(one.startswith(f"{path}/") for one in used):
                     self.told.leftovers.append(f"{there.name}:{path}")
-                elif path.startswith("/var/lib/libvirt/swtpm/"):
+                elif path.startswith(f"{SWTPM}/"):
                     self._sweep_tpm(connection, path)
                 else:
                     self._sweep_file(connection, path)
@@ -502,6 +521,31 @@ class Mover:
             with self._folder(connection, folder) as volumes:
                 for volume in volumes.values():
                     volume.delete()
+
+
+_LOOK = "phyllome-look-"
+_LOOK_PATIENCE = 5.0
+"""Seconds; a look takes milliseconds."""
+
+
+def _dir_pool(name: str, path: str) -> str:
+    pool = xml.element("pool", type_="dir")
+    xml.child(pool, "name", name)
+    xml.child(xml.child(pool, "target"), "path", path)
+    return xml.dump(pool)
+
+
+def _refresh(pool: t.Any) -> None:
+    """See what is really in a pool; libvirt refuses while somebody makes a volume there."""
+    deadline = time.monotonic() + _LOOK_PATIENCE
+    while True:
+        try:
+            pool.refresh()
+            return
+        except virt.libvirt.libvirtError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.05)
 
 
 class _Job:

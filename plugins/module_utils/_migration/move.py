@@ -57,6 +57,7 @@ class _Run:
             PhyllomeError: it is not known what they mean, or a person has to decide.
         """
         view = self._view = self._pair.view()
+        self._mover.op = view.op_id
         here, there = view.source, view.destination
         row = judge.CLASH if here.clash or there.clash else judge.classify(
             here.state, there.state, here.job, view.mark, view.committed

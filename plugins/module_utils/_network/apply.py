@@ -87,13 +87,14 @@ def _define(connection: t.Any, name: str, change: Change) -> None:
 
 
 def _leave_mode(root: xml.Element, forward: str) -> None:
-    """Drop what does not go with the new forward mode; the MAC is that of libvirt's own bridge."""
+    """Drop what does not go with the new forward mode: only the name is left of a bridge."""
     bridge = xml.first(root, "bridge")
+    name = None if bridge is None else bridge.get("name")
     if forward == "bridge":
         for path in ("ip", "domain", "mtu", "mac", "dns", "route", "bridge"):
             xml.drop(root, path)
-    elif bridge is not None and xml.first(root, "forward[@mode='bridge']") is not None:
-        xml.drop(root, "bridge")
+        if name:
+            xml.child(root, "bridge", None, name=name)
 
 
 def _dhcp(connection: t.Any, name: str, change: Change) -> None:

@@ -49,10 +49,13 @@ def plan(wanted: spec.Wanted, world: World) -> Plan:
             if restart:
                 _refuse_when_used(wanted, found, f"changing {', '.join(different)}")
                 changes.append(Change("stop", "active", True, False, why="a change needs a restart"))
-            changes.append(Change("dhcp" if live and different else "define", "network", args={"values": different}))
+            rows = [(option, found.values[option], value) for option, value in different.items()]
             if not found.persistent:
-                changes.append(Change("", "persistent", False, True))
-            changes += [Change("", option, found.values[option], value) for option, value in different.items()]
+                rows.insert(0, ("persistent", False, True))
+            # One step carries out all that differs; the other rows only say what that is.
+            actions = ["dhcp" if live and different else "define", *[""] * len(rows)]
+            args = {"values": different}
+            changes += [Change(action, *row, args=args) for action, row in zip(actions, rows)]
 
     active = found is not None and found.active and not restart
     if restart or (wanted.state == "active" and not active):
@@ -98,7 +101,7 @@ def _resolved(wanted: spec.Wanted, world: World) -> dict[str, t.Any]:
                     f"Remove {option}, or choose another forward mode.",
                 )
         return {"forward": forward, **values} if found is None else values
-    if before.get("forward") == "bridge" and "forward" in values and "bridge" not in values:
+    if before.get("forward") == "bridge" and "forward" in values and values.get("bridge") in (None, before["bridge"]):
         raise PhyllomeError(
             f"Network {wanted.name} is on the host's bridge {before.get('bridge')!r}",
             f"a network with forward {forward!r} has a bridge that libvirt makes",

@@ -41,11 +41,11 @@ def plan(wanted: spec.Wanted, world: World) -> Plan:
     elif moved or not found.persistent:
         if found.active and moved:
             changes.append(Change("stop", "active", True, False, why="the path changes"))
-        changes.append(Change("define", "pool", args={"path": path}))
+        rows: list[tuple[str, t.Any, t.Any]] = [("path", found.path, path)] if moved else []
         if not found.persistent:
-            changes.append(Change("", "persistent", False, True))
-        if moved:
-            changes.append(Change("", "path", found.path, path))
+            rows.append(("persistent", False, True))
+        # One step carries out all that differs; the second row only says what that is.
+        changes += [Change(action, *row, args={"path": path}) for action, row in zip(("define", ""), rows)]
     active = found is not None and found.active and not moved
     if not active and (wanted.state == "active" or (moved and t.cast(Found, found).active)):
         if wanted.state != "inactive":

@@ -142,8 +142,7 @@ def test_auto_keeps_an_active_network_and_an_inactive_one_without_clash():
 
 def test_auto_moves_an_inactive_network_that_clashes_and_its_leases():
     assert changes(found(active=False), TAKEN, address="auto") == [
-        ("define", "network", None, None),
-        ("", "address", "192.168.122.1/24", "192.168.123.1/24"),
+        ("define", "address", "192.168.122.1/24", "192.168.123.1/24"),
         ("", "dhcp", "192.168.122.2-192.168.122.254", "192.168.123.2-192.168.123.254"),
         ("start", "active", False, True),
     ]
@@ -151,16 +150,14 @@ def test_auto_moves_an_inactive_network_that_clashes_and_its_leases():
 
 def test_leases_change_while_guests_run():
     assert changes(found(users=("web",)), dhcp="192.168.122.100-192.168.122.200") == [
-        ("dhcp", "network", None, None),
-        ("", "dhcp", "192.168.122.2-192.168.122.254", "192.168.122.100-192.168.122.200"),
+        ("dhcp", "dhcp", "192.168.122.2-192.168.122.254", "192.168.122.100-192.168.122.200"),
     ]
 
 
 def test_other_changes_restart_a_network_that_nobody_uses():
     assert changes(found(), mtu=9000) == [
         ("stop", "active", True, False),
-        ("define", "network", None, None),
-        ("", "mtu", None, 9000),
+        ("define", "mtu", None, 9000),
         ("start", "active", False, True),
     ]
     assert ("start", "active", False, True) not in changes(found(), mtu=9000, state="inactive")
@@ -168,8 +165,7 @@ def test_other_changes_restart_a_network_that_nobody_uses():
 
 def test_a_transient_network_is_made_persistent():
     assert changes(found(persistent=False, autostart=False)) == [
-        ("define", "network", None, None),
-        ("", "persistent", False, True),
+        ("define", "persistent", False, True),
     ]
 
 
@@ -216,6 +212,7 @@ def test_refusals_of_a_new_network(options, words):
 def test_refusals_of_an_existing_network():
     assert "address does not go with network default" in str(refusal(found(BRIDGED), address="10.0.0.1/24"))
     assert "a name of its own" in str(refusal(found(BRIDGED), forward="nat"))
+    assert "a name of its own" in str(refusal(found(BRIDGED), forward="nat", bridge="br0"))
     isolated = found("<network><name>x</name></network>")
     assert "needs an address" in str(refusal(isolated, dhcp="auto"))
 
@@ -223,7 +220,8 @@ def test_refusals_of_an_existing_network():
 def test_leaving_and_entering_a_bridge():
     root = xml.parse(DEFAULT)
     apply._leave_mode(root, "bridge")
-    assert [child.tag for child in root] == ["name", "uuid", "forward"]
+    assert [child.tag for child in root] == ["name", "uuid", "forward", "bridge"]
+    assert [dict(child.attrib) for child in root.findall("bridge")] == [{"name": "virbr0"}]
     assert ("", "address", None, "192.168.122.1/24") in changes(found(BRIDGED), forward="nat", bridge="virbr1")
 
 

@@ -94,7 +94,9 @@ class Site:
                 "name": name,
                 "host": host.name,
                 "state": "absent",
-                "delete": {"disks": "owned", "nvram": True, "tpm": True},
+                "delete": {"disks": "owned"},
+                # the guests of these tests have nobody in them who would hear the power button
+                "shutdown": {"timeout": 1, "then": "destroy"},
             }
             for host in self.fleet.hosts
             for name in names

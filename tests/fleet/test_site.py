@@ -7,6 +7,7 @@ import typing as t
 
 import pytest
 
+from ansible_collections.phyllome.virt.tests.fleet import runner
 from ansible_collections.phyllome.virt.tests.fleet.conftest import Built, Site
 
 
@@ -101,6 +102,16 @@ def test_check_mode_predicts_new_changed_and_removed_guests(site: Site) -> None:
     site.remove("one")
 
 
+def moved(run: runner.Run) -> dict[str, t.Any]:
+    """What vm_migrate returned for the only guest that moved."""
+    return next(
+        item
+        for dummy, task, result in run.results()
+        if "Move guests away" in task
+        for item in result.get("results", [])
+    )
+
+
 def test_a_guest_with_secure_boot_and_tpm_moves_with_its_variables_and_its_tpm(site: Site) -> None:
     win = {
         "name": "win11",
@@ -111,26 +122,47 @@ def test_a_guest_with_secure_boot_and_tpm_moves_with_its_variables_and_its_tpm(s
         "disks": [{"id": "root", "size": "1GiB"}],
     }
     site.run([win]).ok()
-    # long enough for the firmware to write its own variables and to use the TPM
-    site.fleet.host("alpha").run(["sleep", "15"])
     uuid = site.virsh("alpha", "domuuid", "win11").strip()
     xml = site.virsh("alpha", "dumpxml", "win11")
     nvram = xml.split("<nvram", 1)[1].split(">", 1)[1].split("<", 1)[0]
     tpm = f"/var/lib/libvirt/swtpm/{uuid}/tpm2/tpm2-00.permall"
+    fresh = site.fleet.host("alpha").read(nvram)
 
     def pieces(host: str) -> list[bytes]:
         return [site.fleet.host(host).read(path) for path in (nvram, tpm)]
 
+    # until the firmware has written variables of its own
+    deadline = time.monotonic() + 120
+    while site.fleet.host("alpha").read(nvram) == fresh and time.monotonic() < deadline:
+        time.sleep(1)
+    assert site.fleet.host("alpha").read(nvram) != fresh
+
+    # paused, nobody can write while we compare: byte for byte
+    paused = {**win, "state": "paused"}
+    site.run([paused]).ok()
     before = pieces("alpha")
-    run = site.run([{**win, "host": "beta"}]).ok()
-    assert site.running("win11") == ["beta"]
+    run = site.run([{**paused, "host": "beta"}]).ok()
+    assert site.where("win11") == ["beta"] and site.running("win11") == []
     assert pieces("beta") == before
-    moved = next(
-        item
-        for dummy_host, task, result in run.results()
-        if "Move guests away" in task
-        for item in result.get("results", [])
-    )
-    assert moved["classification"] == 2
-    assert site.run([{**win, "host": "beta"}]).ok().changed == {"alpha": 0, "beta": 0}
+    assert moved(run)["classification"] == 2
+
+    # running: the module compares at the right moments, the firmware may go on writing after it
+    site.run([{**win, "host": "beta"}]).ok()
+    run = site.run([win]).ok()
+    assert site.running("win11") == ["alpha"] == site.where("win11")
+    result = moved(run)
+    assert result["classification"] == 2 and result["identity"]["tpm"]["same"]
+    assert site.run([win]).ok().changed == {"alpha": 0, "beta": 0}
     site.remove("win11")
+
+
+def test_a_guest_that_is_off_moves_and_stays_off(site: Site) -> None:
+    guest = site.guest("idle", "alpha", state="stopped")
+    site.run([guest]).ok()
+    check = site.run([{**guest, "host": "beta"}], "--check", "--diff").ok()
+    run = site.run([{**guest, "host": "beta"}], "--diff").ok()
+    assert check.changes() == run.changes()
+    assert moved(run)["mode_used"] == "cold"
+    assert site.where("idle") == ["beta"] and site.running("idle") == []
+    assert site.run([{**guest, "host": "beta"}]).ok().changed == {"alpha": 0, "beta": 0}
+    site.remove("idle")

@@ -73,31 +73,31 @@ EXAMPLES = r"""
 
 - name: Say why the IOMMU is off, and what to do
   ansible.builtin.debug:
-    msg: "{{ phyllome_iommu.iommu.evidence }} {{ phyllome_iommu.iommu.remedy }}"
-  when: phyllome_iommu.iommu.state != 'on'
+    msg: "{{ ansible_facts.phyllome_iommu.iommu.evidence }} {{ ansible_facts.phyllome_iommu.iommu.remedy }}"
+  when: ansible_facts.phyllome_iommu.iommu.state != 'on'
 
 - name: Graphics cards that a guest can have
   ansible.builtin.debug:
     msg: >-
-      {{ phyllome_iommu.devices
+      {{ ansible_facts.phyllome_iommu.devices
          | community.general.json_query("[?class_name=='vga' && !hazards].address") }}
 
 - name: NVMe disks that only have data on them in the way
   ansible.builtin.debug:
     msg: >-
-      {{ phyllome_iommu.devices
+      {{ ansible_facts.phyllome_iommu.devices
          | community.general.json_query("[?class_name=='nvme' && hazards[].code == ['has_data']].identity.key") }}
 
 - name: What stands against the network card in slot 3
   ansible.builtin.debug:
     msg: >-
-      {{ phyllome_iommu.devices
+      {{ ansible_facts.phyllome_iommu.devices
          | community.general.json_query("[?identity.slot=='3'].hazards[].[code, join(', ', via)]") }}
 
 - name: Groups that could be bound as a whole, and what to bind
   ansible.builtin.debug:
     msg: >-
-      {{ phyllome_iommu.groups
+      {{ ansible_facts.phyllome_iommu.groups
          | community.general.json_query("[?state=='bindable'].{group: id, bind: bind_set}") }}
 
 - name: Keep the card for backups out of it, whatever it does at the moment

@@ -14,9 +14,14 @@ small files with colons in their names::
 
 from __future__ import annotations
 
+import json
 import pathlib
 import posixpath
+import re
+import tempfile
 import typing as t
+
+from ansible_collections.phyllome.virt.plugins.module_utils._iommu.facts import gather
 
 KERNEL = "6.12.9"
 CONFIG = {"PCI": "y", "INTEL_IOMMU": "y", "AMD_IOMMU": "y", "IRQ_REMAP": "y", "VFIO": "m", "VFIO_PCI": "m"}
@@ -42,6 +47,7 @@ PCI_IDS = """\
 C 01  Mass storage controller
 \t2204  no device
 """
+_LINE = re.compile(r"(.+?) (->|hex|=)(?: (.*))?$")  # no editor leaves a space at the end of a line
 FIRST_NAMESPACE = "pid:[4026531836]"
 
 
@@ -105,14 +111,14 @@ class Machine:
     def from_text(cls, text: str) -> Machine:
         machine = cls()
         for line in text.splitlines():
-            if line.endswith("/") and " " not in line:
-                machine.directories.add(line[:-1])
+            match = _LINE.match(line)
+            if match is None:
+                machine.directories.add(line.rstrip("/"))
                 continue
-            # A file of no bytes ends with its sign: no editor leaves a space at the end of a line.
-            path, sign, value = next(line.partition(sign) for sign in (" -> ", " hex ", " = ", " =") if sign in line)
-            if sign == " -> ":
+            path, sign, value = match.groups(default="")
+            if sign == "->":
                 machine.links[path] = value
-            elif sign == " hex ":
+            elif sign == "hex":
                 machine.files[path] = bytes.fromhex(value)
             else:
                 parts = [part.replace("\\n", "\n").replace("\\t", "\t") for part in value.split("\\\\")]
@@ -532,3 +538,26 @@ def bare(**host: t.Any) -> Machine:
     m.interface("eno1", "0000:00:1f.6")
     m.route("eno1")
     return m
+
+
+CAPTURES = {
+    "amd-desktop-two-gpus": desktop,
+    "intel-laptop-vmd": laptop,
+    "server-bond-lvm": server,
+    "vm-without-iommu": guest,
+}
+
+
+def store(directory: pathlib.Path) -> None:
+    """Write the machines of CAPTURES out, with the facts they have now."""
+    for name, compose in CAPTURES.items():
+        machine = compose()
+        (directory / name).mkdir(parents=True, exist_ok=True)
+        (directory / name / "tree.txt").write_text(machine.text())
+        with tempfile.TemporaryDirectory() as root:
+            facts = gather(machine.write(pathlib.Path(root) / "tree"))
+        (directory / name / "facts.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    store(pathlib.Path(__file__).parents[1] / "captures")

@@ -634,18 +634,21 @@ class _Handover:
         if pid is None or not self._stopped_at:
             return
         with contextlib.suppress(virt.libvirt.libvirtError, PhyllomeError):
-            there = self._mover.pair.destination.connection
-            domain = there.lookupByUUIDString(self._view.uuid)
+            domain = self._mover.pair.destination.connection.lookupByUUIDString(self._view.uuid)
+            waiting = [virt.libvirt.VIR_DOMAIN_PAUSED, virt.libvirt.VIR_DOMAIN_PAUSED_USER]
+            while domain.state() != waiting and not self._over:
+                time.sleep(0.002)
+            view = self._mover.pair.with_source_gone(self._view)  # asked ahead: each question costs downtime
+            row = classify(view.source.state, view.destination.state, view.source.job, view.mark, view.committed)
+            if row is None or row.action != "finish":
+                return
             while not process_is_gone(pid):
                 if self._over:
                     return
                 time.sleep(0.001)
-            view = self._mover.pair.with_source_gone(self._view)
-            row = classify(view.source.state, view.destination.state, view.source.job, view.mark, view.committed)
-            if row is not None and row.action == "finish":
-                self._mover.commit(view, sync=False)
-                domain.resume()
-                self._mover.told.stats["downtime_ms"] = _ms(time.monotonic() - self._stopped_at)
+            self._mover.commit(view, sync=False)
+            domain.resume()
+            self._mover.told.stats["downtime_ms"] = _ms(time.monotonic() - self._stopped_at)
 
 
 def _too_slow(name: str, timeout: int, what: str) -> PhyllomeError:

@@ -24,6 +24,7 @@ from .read import Block, Use
 
 _ROOTS = ("/", "/sysroot", "/usr", "/etc", "/var")  # without one of these the running system is dead
 _BOOTS = ("/boot", "/boot/efi", "/efi")
+_NETWORK = ("nfs", "nfs4", "cifs", "ceph", "9p", "fuse.glusterfs")
 # Virtual blocks that stand on no disk, or whose disks are found another way (zd: ZFS, see _content).
 _FLOORLESS = re.compile(r"^(?:zram|ram|loop|nbd|rbd|nullb|zd)\d")
 # RFC 2863, as operstate has it: who has no link, or none yet, and is part of nothing, serves nobody.
@@ -135,11 +136,17 @@ class _Storage:
         self.mounted: set[str] = set()
 
     def judge(self) -> None:
-        for mount in self.use.mounts:
-            code = "root_fs" if mount.point in _ROOTS else "boot_disk" if mount.point in _BOOTS else "mounted"
-            blocks = self._mounted_blocks(mount.number, mount.fstype, mount.source)
+        found = [(mount, self._mounted_blocks(mount.number, mount.fstype, mount.source)) for mount in self.use.mounts]
+        # An overlay (a live medium, an image), memory or a network: then any disk may be what root is made of.
+        rooted = any(mount.point == "/" and (blocks or mount.fstype == "zfs") for mount, blocks in found)
+        for mount, blocks in found:
+            code = "boot_disk" if mount.point in _BOOTS else "mounted"
+            if mount.point in _ROOTS or not rooted:
+                code = "root_fs"
             if blocks is None:
                 self._lost(f"what {mount.point} lies on was not found")
+            if mount.point in _ROOTS and mount.fstype in _NETWORK:
+                self._lost(f"{mount.point} comes over the network ({mount.fstype})")
             for block in blocks or ():
                 self.mounted.add(block.name)
                 self.add(block, code, mount.point)
@@ -161,13 +168,14 @@ class _Storage:
         zfs = any(mount.fstype == "zfs" for mount in self.use.mounts) or any(
             re.match(r"^zd\d", name) for name in self.use.blocks
         )
+        code = "root_fs" if any(one.fstype == "zfs" and one.point in _ROOTS for one in self.use.mounts) else "claimed"
         members = False
         for block in self.use.blocks.values():
             if block.holders:
                 self.add(block, "claimed", f"held by {', '.join(block.holders)}")
             if zfs and block.content == "zfs_member":
                 members = True
-                self.add(block, "claimed", "ZFS pools are imported")
+                self.add(block, code, "ZFS")
             functions = _functions(block)
             if not functions:
                 continue
@@ -202,7 +210,8 @@ class _Storage:
             if block.backing_file:
                 file = self._under(block.backing_file)
                 below += [file] if file else []
-            floorless = "/virtual/" not in block.path or _FLOORLESS.match(block.name)
+            hardware = "/virtual/" not in block.path and "/session" not in block.path  # iSCSI has sessions
+            floorless = hardware or _FLOORLESS.match(block.name)
             if None in below or block.below is None or not (below or floorless):
                 self._lost(f"what {block.name} lies on could not be read")
             for lower in below:

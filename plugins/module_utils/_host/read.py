@@ -471,20 +471,20 @@ def _targets(tree: Tree, process: str, unknown: set[str]) -> set[str]:
     found = set()
     handles = tree.names(path)
     if handles is None:
-        if tree.unread[path] == "missing" and not tree.exists(f"proc/{process}"):
-            del tree.unread[path]  # the process ended meanwhile
-        else:
+        why = tree.unread.pop(path)
+        if why != "missing" or tree.exists(f"proc/{process}"):  # else the process ended meanwhile
+            tree.note("proc/*/fd", why)
             unknown.add("nodes")
     for handle in handles or ():
         target = tree.link(f"{path}/{handle}")
         if target is not None:
             found.add(target)
-        elif tree.unread[f"{path}/{handle}"] == "missing":
-            del tree.unread[f"{path}/{handle}"]  # closed meanwhile
-        else:
-            tree.note(path, tree.unread.pop(f"{path}/{handle}"))  # the others are no better: once is enough
+            continue
+        why = tree.unread.pop(f"{path}/{handle}")
+        if why != "missing":  # else it was closed meanwhile
+            tree.note("proc/*/fd", why)
             unknown.add("nodes")
-            break
+            break  # the others are no better
     return found
 
 
@@ -504,8 +504,14 @@ def _functions_of(tree: Tree, node: str, known: t.Mapping[str, tuple[str, ...]])
     parts = node.split("/")
     members: tuple[str, ...] | None = None
     if parts[0] == "vfio" and len(parts) == 2 and parts[1].rpartition("-")[2].isdigit():
-        members = tree.names(f"sys/kernel/iommu_groups/{parts[1].rpartition('-')[2]}/devices")
-    elif parts[:2] == ["bus", "usb"] and len(parts) == 4 and parts[2].isdigit():
+        # By their paths: a mediated device's is below that of the function it is a part of.
+        group = f"sys/kernel/iommu_groups/{parts[1].rpartition('-')[2]}/devices"
+        return tuple(
+            function
+            for name in tree.names(group) or ()
+            for function in pci_functions(tree.follow(f"{group}/{name}") or "")
+        )
+    if parts[:2] == ["bus", "usb"] and len(parts) == 4 and parts[2].isdigit():
         return pci_functions(tree.follow(f"sys/bus/usb/devices/usb{int(parts[2])}") or "")
     elif len(parts) == 1:
         driver = next((driver for prefix, driver in _NODE_DRIVERS.items() if node.startswith(prefix)), None)

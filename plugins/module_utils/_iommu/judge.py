@@ -332,6 +332,8 @@ class _Hardware:
                 add("vf_parent", f"{device.sriov.number or len(device.sriov.functions)} virtual functions")
             elif device.sriov.number is None:
                 add("unknown_vfs", "sriov_numvfs could not be read")
+        if device.mdevs:
+            add("vf_parent", f"{len(device.mdevs)} mediated devices")
         hosted = not device.driver_known or (device.driver and not is_vfio(device.driver))
         if (device.class_code or "").startswith("02") and hosted and device.address not in self.use.with_interface:
             add("unknown_interfaces", "its network interface is not in this network namespace")

@@ -44,6 +44,7 @@ _LOG = re.compile(r"DMAR|AMD-Vi|IOMMU|iommu|vfio", re.ASCII)
 _ACS = 0x000D  # id of the extended capability, include/uapi/linux/pci_regs.h
 _HEX = re.compile(r"^(?:0[xX])?[0-9a-fA-F]{1,16}$")
 _IDS = re.compile(r"^[0-9A-Fa-f]{4}:[0-9A-Fa-f]{4}$")
+_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\Z")
 _CLASS = re.compile(r"^0x[0-9a-fA-F]{6}$")
 _GROUP = re.compile(r"[0-9]{1,10}\Z")
 
@@ -156,6 +157,7 @@ class Device:
         connectors: None without a DRM device.
         mdev: ``mdev`` where types can be made of it, ``nvidia_vf`` where NVIDIA's driver has its own way
             (https://docs.kernel.org/driver-api/vfio-mediated-device.html), else ``none``.
+        mdevs: UUIDs of the mediated devices that were made of it.
     """
 
     address: str
@@ -182,6 +184,7 @@ class Device:
     connectors: tuple[Connector, ...] | None
     mdev: str
     mdev_types: tuple[str, ...]
+    mdevs: tuple[str, ...]
     serial: str | None
     slot: str | None
 
@@ -390,6 +393,7 @@ def _device(tree: Tree, address: str, slots: t.Mapping[str, str]) -> Device | No
         connectors=_connectors(tree, path, there),
         mdev="mdev" if "mdev_supported_types" in there else "nvidia_vf" if "nvidia" in there else "none",
         mdev_types=(tree.names(f"{path}/mdev_supported_types") or ()) if "mdev_supported_types" in there else (),
+        mdevs=tuple(sorted(filter(_UUID.match, there))),
         serial=_serial(tree, path, there),
         slot=slots.get(address.rpartition(".")[0]),
     )

@@ -169,6 +169,48 @@ def test_zfs_whose_disks_are_not_known(judge):
     assert "unknown_storage" in judge(machine).unknown
 
 
+def test_root_on_zfs(judge):
+    machine = machines.bare()
+    machine.remove("proc/4242/mountinfo")
+    machine.pci("0000:01:00.0", "144d:a80a", "010802", driver="nvme")
+    machine.disk("nvme0n1", "0000:01:00.0", "259:0", {"nvme0n1p1": "zfs_member"})
+    machine.mount("0:50", "/", "zfs", "rpool/ROOT")
+    assert "root_fs" in codes(judge(machine))
+    assert "root_fs" not in codes(judge(machine), DISK)
+
+
+@pytest.mark.parametrize("fstype", ["overlay", "tmpfs"])
+def test_a_root_without_a_disk_may_be_made_of_any(judge, second, fstype):
+    second.remove("proc/4242/mountinfo")
+    second.mount("0:50", "/", fstype, fstype)
+    second.mount("259:1", "/run/live/medium", "iso9660", "/dev/nvme0n1p1")
+    assert "root_fs" in codes(judge(second))
+
+
+def test_a_root_that_comes_over_the_network(judge, second):
+    second.remove("proc/4242/mountinfo")
+    second.mount("0:50", "/", "nfs4", "192.168.0.9:/root")
+    assert judge(second).unknown["unknown_storage"] == ("storage", "/ comes over the network (nfs4)")
+
+
+def test_a_disk_that_comes_over_the_network(judge):
+    machine = machines.bare()
+    path = "sys/devices/platform/host5/session1/target5:0:0/5:0:0:0/block/sdz"
+    machine._block(path, "65:144", "E:ID_FS_TYPE=xfs\n")
+    machine.directories.add(f"{path}/slaves")
+    machine.mount("65:144", "/data", "xfs", "/dev/sdz")
+    assert "unknown_storage" in judge(machine).unknown
+
+
+def test_a_disk_that_is_no_pci_device(judge):
+    machine = machines.bare()
+    path = "sys/devices/platform/soc/fe330000.mmc/mmc_host/mmc0/mmc0:0001/block/mmcblk0"
+    machine._block(path, "179:0", "E:ID_FS_TYPE=ext4\n")
+    machine.directories.add(f"{path}/slaves")
+    machine.mount("179:0", "/data", "ext4", "/dev/mmcblk0")
+    assert judge(machine).unknown == {}
+
+
 def test_nvme_multipath(judge):
     machine = machines.bare()
     below = "sys/devices/virtual/nvme-subsystem/nvme-subsys0"
@@ -238,6 +280,16 @@ def test_nodes_of_sound_usb_and_nvidia(judge):
 def test_a_device_of_a_running_guest(judge):
     use = judge(machines.sriov())
     assert codes(use, "0000:5e:10.1") == {"other_guest"}
+
+
+def test_a_mediated_device_of_a_running_guest(judge):
+    machine = machines.bare()
+    path = machine.pci("0000:00:02.0", "8086:3e98", "030000", driver="i915")
+    uuid = "c2177883-f1bb-47f0-914d-32a22e3a8804"
+    machine.directories.add(f"{path}/{uuid}")
+    machine.link(f"sys/kernel/iommu_groups/90/devices/{uuid}", f"{path}/{uuid}")
+    machine.process(800, "qemu-kvm", ["/dev/vfio/90"])
+    assert codes(judge(machine), "0000:00:02.0") == {"other_guest"}
 
 
 def test_nobody_elses_processes_can_be_seen(judge, second):

@@ -259,6 +259,15 @@ def test_virtual_functions(facts):
     assert group(found, 71)["state"] == "blocked"
 
 
+def test_mediated_devices(facts):
+    machine = machines.desktop()
+    path = machine.path_of("0000:0b:00.0")
+    machine.directories.add(f"{path}/mdev_supported_types/nvidia-63")
+    assert device(facts(machine), "0000:0b:00.0")["mdev"] == {"types": ["nvidia-63"], "model": "mdev"}
+    machine.directories.add(f"{path}/c2177883-f1bb-47f0-914d-32a22e3a8804")
+    assert hazards(facts(machine), "0000:0b:00.0") == {"vf_parent"}
+
+
 def test_before_the_iommu_is_on_no_group_is_known(facts):
     found = facts(machines.bare(tables=["DMAR"]))
     assert found["groups"] == []

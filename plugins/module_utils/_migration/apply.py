@@ -619,6 +619,8 @@ class _Handover:
         if event == lib.VIR_DOMAIN_EVENT_SUSPENDED and detail == lib.VIR_DOMAIN_EVENT_SUSPENDED_MIGRATED:
             self._stopped_at = time.monotonic()
             self._stopped.set()
+        elif event == lib.VIR_DOMAIN_EVENT_RESUMED:  # the source goes on: from now on its death proves nothing
+            self._over = True
 
     def end(self) -> None:
         """The migration is over: stop looking."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import typing as t
 
 from ansible.errors import AnsibleFilterError
+
 from ansible_collections.phyllome.virt.plugins.module_utils._migration.placement import place
 
 DOCUMENTATION = r"""

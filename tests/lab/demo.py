@@ -184,12 +184,12 @@ def run() -> None:
         raise
     print(f"\n  Changes: first run {_changed(first)}; move {_changed(second)}; last run {_changed(third)}\n")
     header = ("host", "guest", "state", "count before", "count after", "downtime")
-    print_rows = [
+    rows: list[tuple[str, ...]] = [
         header,
         ("alpha", "-", "-", "-", "-", "-"),
         ("beta", "web", "running", str(before.count), str(after.count), f"{_downtime(second):.0f} ms"),
     ]
-    _show(print_rows)
+    _show(rows)
     if after.boots != before.boots or after.count <= before.count:
         raise LabError(f"the guest did not simply go on: {before} before the move, {after} after it")
     inventory = INVENTORY.relative_to(CHECKOUT)

@@ -90,9 +90,7 @@ def ensure(root: Element, path: str) -> Element:
         found = here.find(step)
         if found is None:
             tag, dummy, rest = step.partition("[")
-            attributes = dict(
-                predicate.strip("@]").split("=", 1) for predicate in rest.split("[") if predicate
-            )
+            attributes = dict(predicate.strip("@]").split("=", 1) for predicate in rest.split("[") if predicate)
             found = child(here, tag, None, **{name: value.strip("'") for name, value in attributes.items()})
         here = found
     return here

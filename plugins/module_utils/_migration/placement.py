@@ -41,7 +41,7 @@ def place(declared: t.Sequence[Guest], found: t.Mapping[str, t.Sequence[Guest] |
             seen.setdefault(guest["uuid"], {})[host] = guest
     times = collections.Counter(str(guest.get("name")) for guest in declared)
     for guest in declared:
-        wanted = guest.get("host")
+        wanted = str(guest.get("host"))
         try:
             if times[str(guest.get("name"))] > 1:
                 raise Problem("it is declared more than once. Keep one entry in phyllome_guests.")
@@ -68,10 +68,10 @@ def _locate(
     Raises:
         Problem: a host is unknown or silent, a foreign guest has the name, or two hosts have the guest.
     """
-    wanted = guest.get("host")
+    wanted = str(guest.get("host"))
     if wanted not in found:
         raise Problem(
-            f"host: {wanted!r} is not a host of the group phyllome_hosts ({', '.join(found)}). Correct the entry."
+            f"host: {guest.get('host')!r} is not a host of the group phyllome_hosts ({', '.join(found)}). Correct the entry."
         )
     if found[wanted] is None:
         raise Problem(f"its host {wanted} did not answer. Repair the host and run again.")
@@ -117,4 +117,4 @@ def _locate(
 
 def _unfinished(guest: Guest) -> bool:
     migration = guest.get("migration")
-    return bool(migration) and migration["phase"] != "done"
+    return migration is not None and migration["phase"] != "done"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from ansible_collections.phyllome.virt.plugins.module_utils._core.names import guest_uuid
 from ansible_collections.phyllome.virt.plugins.module_utils._migration.placement import place
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import typing as t
 
 import pytest
 
@@ -147,7 +148,7 @@ def test_a_file_that_this_move_has_left_is_no_blocker():
 
 
 def test_what_is_unknown_is_no_blocker_but_is_said():
-    offer = {"media": {"/isos/a.iso": None}, "bridges": {"br0": None}, "cpu": None, "memory": None}
+    offer: dict[str, t.Any] = {"media": {"/isos/a.iso": None}, "bridges": {"br0": None}, "cpu": None, "memory": None}
     assert found(offer=offer) == []
     said = plan.unknown(GUEST, dataclasses.replace(OFFER, **offer), "beta")
     assert len(said) == 3

@@ -71,6 +71,10 @@ def mover(site: Site) -> t.Iterator[dict[str, t.Any]]:
     site.virsh("alpha", "destroy", "mover")
     site.fleet.host("alpha").run(["qemu-io", "-f", "qcow2", "-c", "write -P 90 16M 24M", disk])
     site.virsh("alpha", "start", "mover")
+    deadline = time.monotonic() + 60
+    while site.counted("alpha", "mover").boots < 2 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert site.counted("alpha", "mover").boots == 2
     yield guest
     site.remove("mover")
 
@@ -97,7 +101,7 @@ def finish(site: Site, guest: dict[str, t.Any]) -> None:
         ("beta", "/usr/sbin/libvirtd"),
         ("alpha", "/usr/sbin/libvirtd"),
         ("beta", "qemu-system-x86_64.*guest=mover"),
-        ("alpha", "vm_migrate"),
+        ("alpha", "^/usr/bin/python3$"),
     ],
     ids=["libvirtd at the destination", "libvirtd at the source", "QEMU at the destination", "the module"],
 )
@@ -106,9 +110,12 @@ def test_something_dies_in_the_middle(site: Site, mover: dict[str, t.Any], host:
     site.fleet.host("alpha").run(["virsh", "migrate-setspeed", "mover", str(SLOW)])
     with Watch(site, "mover"):
         process = start_move(site, [{**mover, "host": "beta"}])
-        killed = site.fleet.host(host).kill(victim)
-        assert killed
-        process.wait(timeout=180)
+        deadline = time.monotonic() + 30
+        while not site.fleet.host(host).processes(victim):
+            assert time.monotonic() < deadline, f"{victim} was not to be seen at {host}"
+            time.sleep(0.05)
+        site.fleet.host(host).kill(victim)
+        process.wait(timeout=240)
         site.fleet.host("alpha").run(["virsh", "migrate-setspeed", "mover", "1000"], check=False)
         finish(site, mover)
     after = site.counted("beta", "mover")

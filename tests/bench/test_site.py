@@ -18,11 +18,11 @@ def test_site_with_nothing_to_do(bare: Site, say: Say) -> None:
         for host in ("alpha", "beta")
         for number in (range(10) if host == "alpha" else range(10, 20))
     ]
-    bare.run(guests).ok()
+    bare.whole(guests).ok()
     seconds = []
     for dummy in range(3):
         started = time.monotonic()
-        run = bare.run(guests).ok()
+        run = bare.whole(guests).ok()
         seconds.append(time.monotonic() - started)
         assert run.changed == {"alpha": 0, "beta": 0}
     tasks = {
@@ -44,7 +44,7 @@ def stalled(host: Host, name: str) -> float:
 
 def test_one_live_move_against_virsh(bare: Site, say: Say) -> None:
     guest = bare.guest("racer", "alpha", networks=[])
-    bare.run([guest]).ok()
+    bare.whole([guest]).ok()
     disk = bare.disk("alpha", "racer")
     hosts = {name: bare.fleet.host(name) for name in ("alpha", "beta")}
     size = "67108864"

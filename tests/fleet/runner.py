@@ -43,9 +43,12 @@ class Run:
         """Host, task and diff of each result that changed something: what check mode has to predict."""
         found = []
         for host, task, result in self.results():
-            items = result.get("results", [result]) if "item" not in result else [result]
-            for item in items:
-                if isinstance(item, dict) and item.get("changed"):
+            # "results" are those of a loop, or those that phyllome_vm returns for its guests
+            looped = [
+                item for item in result.get("results", []) if isinstance(item, dict) and "ansible_loop_var" in item
+            ]
+            for item in looped or [result]:
+                if item.get("changed"):
                     found.append((host, task, item.get("diff")))
         return found
 

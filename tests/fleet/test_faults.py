@@ -88,11 +88,11 @@ def leftovers(site: Site, host: str) -> list[str]:
 def finish(site: Site, guest: dict[str, t.Any]) -> None:
     """Run again: the guest is at beta, once, it went on counting, and nothing is left at alpha."""
     moved = {**guest, "host": "beta"}
-    site.run([moved], "--tags", "guests").ok()
+    site.run([moved]).ok()
     assert site.where("mover") == ["beta"] == site.running("mover")
     assert leftovers(site, "alpha") == []
     assert "enable" in site.virsh("beta", "dominfo", "mover").split("Autostart:")[1].split("\n")[0]
-    assert site.run([moved], "--tags", "guests").ok().changed == {"alpha": 0, "beta": 0}
+    assert site.run([moved]).ok().changed == {"alpha": 0, "beta": 0}
 
 
 @pytest.mark.parametrize(

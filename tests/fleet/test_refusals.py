@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import typing as t
 
 import pytest
 
-from ansible_collections.phyllome.virt.tests.fleet.conftest import Site
+from ansible_collections.phyllome.virt.tests.fleet.conftest import IMAGE, Built, Site
 
 FOREIGN = """
 <domain type='qemu'>
@@ -28,39 +29,73 @@ def define(site: Site, host: str, name: str) -> None:
     site.virsh(host, "define", "/tmp/foreign.xml")
 
 
-@pytest.mark.parametrize(
-    ("guest", "words"),
-    [
-        ({"disks": [{"id": "root", "size": "64MiB", "source": {"path": "/srv/missing.qcow2"}}]}, "/srv/missing.qcow2"),
-        (
-            {"disks": [{"id": "root", "size": "64MiB", "source": {"path": "/srv/counter.qcow2", "checksum": "sha256:" + "0" * 64}}]},
-            "checksum",
-        ),
-        ({"disks": [{"id": "root", "size": "64MiB", "source": {"path": "/etc/hostname"}}]}, "/etc/hostname"),
-        ({"disks": [{"id": "root", "size": "900TiB"}]}, "space"),
-        ({"networks": [{"id": "lan", "network": "nowhere"}]}, "nowhere"),
-        ({"memory": "lots"}, "not a size"),
-        ({"memory": "4000GiB"}, "memory"),
-        ({"profile": "legacy", "firmware": {"type": "bios", "secure_boot": True}}, "secure_boot"),
-        ({"disks": [{"id": "root", "size": "1GiB"}, {"id": "root", "size": "2GiB"}]}, "root"),
-        ({"name": "../../etc/passwd"}, "not a valid name"),
-        ({"name": "a<b>"}, "not a valid name"),
-        ({"name": "x" * 300}, "not a valid name"),
-    ],
-)  # fmt: skip
-def test_a_bad_guest_is_refused_and_the_good_one_is_made(site: Site, guest: dict[str, t.Any], words: str) -> None:
-    good = site.guest("good", "alpha", state="stopped")
-    bad = site.guest("bad", "alpha", **guest)
-    site.run([good]).ok()
-    before = files(site)
+DISK = {"id": "root", "size": "64MiB"}
+
+#: What is wrong with a guest, and what its message has to say.
+BAD: list[tuple[dict[str, t.Any], str]] = [
+    ({"disks": [{**DISK, "source": {"path": "/srv/missing.qcow2"}}]}, "/srv/missing.qcow2"),
+    ({"disks": [{**DISK, "source": {"path": IMAGE, "checksum": "sha256:" + "0" * 64}}]}, "checksum"),
+    ({"disks": [{**DISK, "source": {"path": "/etc/hostname"}}]}, "/etc/hostname"),
+    ({"disks": [{"id": "root", "size": "900TiB"}]}, "space"),
+    ({"networks": [{"id": "lan", "network": "nowhere"}]}, "nowhere"),
+    ({"memory": "lots"}, "not a size"),
+    ({"memory": "4000GiB"}, "memory"),
+    ({"firmware": {"type": "bios", "secure_boot": True}}, "secure_boot"),
+    ({"disks": [DISK, DISK]}, "root"),
+    ({"memroy": "64MiB"}, "memroy"),
+    ({"name": "../../etc/passwd"}, "not a valid name"),
+    ({"name": "a<b>"}, "not a valid name"),
+    ({"name": "x" * 300}, "not a valid name"),
+]
+
+
+@dataclasses.dataclass
+class Refused:
+    """Two runs, check mode first, over one good guest and all the bad ones."""
+
+    good_was_there: bool
+    before: list[str]
+    after_check: list[str]
+    after: list[str]
+    errors: list[dict[str, str]]
+
+
+@pytest.fixture(scope="module")
+def refused(bare: Site, built: Built) -> t.Iterator[Refused]:
+    built.first.ok()
+    good = bare.guest("good", "alpha", state="stopped")
+    bad = [bare.guest(f"bad{number}", "alpha", **guest) for number, (guest, dummy) in enumerate(BAD)]
+    bare.run([good]).ok()
+    states = [files(bare)]
+    errors = []
     for flags in (["--check"], []):
-        run = site.run([bad, good], *flags, "--tags", "guests")
+        good["memory"] = "80MiB"
+        run = bare.run([*bad, good], *flags)
         assert run.status != 0
-        assert words in run.messages()
-        assert files(site) == before
-        assert site.guests("alpha") >= {"good"}
-        assert bad["name"] not in site.guests("alpha")
-    site.remove("good")
+        results = [
+            item
+            for dummy, dummy, result in run.results()
+            for item in result.get("results", [])
+            if isinstance(item, dict) and str(item.get("name")) in {guest["name"] for guest in bad}
+        ]
+        errors.append({item["name"]: item["msg"] for item in results if item["failed"]})
+        states.append(files(bare))
+    there = "81920" in bare.virsh("alpha", "dominfo", "good")
+    assert bare.guests("alpha") & {guest["name"] for guest in bad} == set()
+    yield Refused(there, *states, errors)
+    bare.remove("good")
+
+
+@pytest.mark.parametrize("number", range(len(BAD)))
+def test_a_bad_guest_is_refused_with_a_clear_message(refused: Refused, number: int) -> None:
+    guest, words = BAD[number]
+    for errors in refused.errors:
+        assert words in errors[guest.get("name", f"bad{number}")]
+
+
+def test_bad_guests_leave_nothing_and_do_not_stop_the_good_one(refused: Refused) -> None:
+    assert refused.before == refused.after_check == refused.after
+    assert refused.good_was_there
 
 
 def test_a_shrunk_disk_is_refused(site: Site) -> None:
@@ -68,7 +103,7 @@ def test_a_shrunk_disk_is_refused(site: Site) -> None:
     site.run([guest]).ok()
     guest["disks"] = [{"id": "root", "size": "32MiB"}]
     before = files(site)
-    run = site.run([guest], "--tags", "guests")
+    run = site.run([guest])
     assert run.status != 0 and "shrink" in run.messages()
     assert files(site) == before
     site.remove("shrink")
@@ -78,7 +113,7 @@ def test_a_shrunk_disk_is_refused(site: Site) -> None:
 def test_a_name_that_belongs_to_a_foreign_guest(site: Site, other: str) -> None:
     define(site, other, "clash")
     xml = site.virsh(other, "dumpxml", "clash", "--inactive")
-    run = site.run([site.guest("clash", "alpha"), site.guest("good", "alpha", state="stopped")], "--tags", "guests")
+    run = site.run([site.guest("clash", "alpha"), site.guest("good", "alpha", state="stopped")])
     assert run.status != 0
     assert "another guest of that name" in run.messages()
     assert "good" in site.guests("alpha")
@@ -94,7 +129,7 @@ def test_a_guest_that_is_on_two_hosts(site: Site) -> None:
     xml = site.virsh("alpha", "dumpxml", "twin", "--inactive")
     site.fleet.host("beta").write("/tmp/twin.xml", xml)
     site.virsh("beta", "define", "/tmp/twin.xml")
-    run = site.run([guest], "--tags", "guests")
+    run = site.run([guest])
     assert run.status != 0
     assert "it is on alpha and beta" in run.messages()
     assert site.virsh("alpha", "dumpxml", "twin", "--inactive") == xml
@@ -109,13 +144,13 @@ def test_too_little_space_at_the_destination(site: Site) -> None:
     beta.limit("/var/lib/libvirt/images", "64K")
     try:
         for flags in (["--check"], []):
-            run = site.run([{**guest, "host": "beta"}], *flags, "--tags", "guests")
+            run = site.run([{**guest, "host": "beta"}], *flags)
             assert run.status != 0
             assert "space" in run.messages()
             assert site.running("big") == ["alpha"] and site.where("big") == ["alpha"]
     finally:
         beta.unlimit("/var/lib/libvirt/images")
-    site.run([{**guest, "host": "beta"}], "--tags", "guests").ok()
+    site.run([{**guest, "host": "beta"}]).ok()
     assert site.running("big") == ["beta"]
     site.remove("big")
 
@@ -125,7 +160,7 @@ def test_an_unreachable_destination_leaves_the_guest_where_it_is(site: Site) -> 
     site.run([guest]).ok()
     # only the libvirt port, so that Ansible still reaches both hosts
     with site.fleet.dropping("alpha", "beta", 16514):
-        run = site.run([{**guest, "host": "beta"}], "--tags", "guests")
+        run = site.run([{**guest, "host": "beta"}])
     assert run.status != 0
     assert "beta" in run.messages()
     assert site.running("stay") == ["alpha"] and site.where("stay") == ["alpha"]
@@ -140,7 +175,7 @@ def test_a_host_that_does_not_answer_stops_only_its_own_guests(site: Site) -> No
     beta.link(up=False)
     try:
         guests[0]["memory"] = "80MiB"
-        run = site.run([*guests, site.guest("there", "beta"), site.guest("fresh", "alpha")], "--tags", "guests")
+        run = site.run([*guests, site.guest("there", "beta"), site.guest("fresh", "alpha")])
         assert run.status != 0
         assert "its host beta did not answer" in run.messages()
         assert "it may be on beta" in run.messages()

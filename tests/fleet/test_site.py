@@ -33,7 +33,7 @@ def test_the_second_run_changes_nothing(built: Built) -> None:
 
 @pytest.mark.parametrize("core", ["2.17", "2.21"])
 def test_other_ansible_cores_agree_that_nothing_has_to_change(site: Site, built: Built, core: str) -> None:
-    run = site.run([built.web], core=core).ok()
+    run = site.whole([built.web], core=core).ok()
     assert run.changed == {"alpha": 0, "beta": 0}
 
 
@@ -59,9 +59,9 @@ def test_editing_host_moves_the_guest_while_it_runs_and_back(site: Site, built: 
         disk = site.disk(source, "web")
         allocated = int(site.fleet.host(source).run(["stat", "-c", "%b", disk]).stdout) * 512
 
-        check = site.run([moved], "--check", "--diff").ok()
+        check = site.whole([moved], "--check", "--diff").ok()
         assert site.where("web") == [source]
-        run = site.run([moved], "--diff").ok()
+        run = site.whole([moved], "--diff").ok()
         assert check.changes() == run.changes()
         assert sum(run.changed.values()) == 1
 
@@ -81,7 +81,7 @@ def test_editing_host_moves_the_guest_while_it_runs_and_back(site: Site, built: 
         assert disk.rsplit("/", 1)[1] not in left.split()
         assert "retained" in left
 
-        again = site.run([moved]).ok()
+        again = site.whole([moved]).ok()
         assert again.changed == {"alpha": 0, "beta": 0}
 
 

@@ -16,8 +16,10 @@ import uuid
 from .errors import PhyllomeError
 
 _GUESTS = uuid.uuid5(uuid.NAMESPACE_URL, "https://phyllome.org/xmlns/virt/guest/1")
-_NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.+-]{0,63}$")
-_ID = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_-]{0,31}$")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,63}")
+_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,31}")
+# Control characters, and halves of characters, which neither XML nor a terminal can show.
+_UNSHOWABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 
 def check_name(value: str, option: str) -> str:
@@ -26,7 +28,7 @@ def check_name(value: str, option: str) -> str:
     Raises:
         PhyllomeError: anything but 1 to 64 letters, digits and ``_ . + -``, not starting with a sign.
     """
-    if not _NAME.match(value):
+    if not _NAME.fullmatch(value):
         raise PhyllomeError(
             f"{option}: {_short(value)!r} is not a valid name",
             "names have 1 to 64 ASCII letters, digits, '_', '.', '+' or '-', and start with a letter, digit or '_'",
@@ -44,7 +46,7 @@ def check_id(value: str, option: str) -> str:
     Raises:
         PhyllomeError: anything but 1 to 32 of these, not starting with ``-``.
     """
-    if not _ID.match(value):
+    if not _ID.fullmatch(value):
         raise PhyllomeError(
             f"{option}: {_short(value)!r} is not a valid id",
             "an id has 1 to 32 ASCII letters, digits, '_' or '-', and does not start with '-'",
@@ -59,18 +61,13 @@ def check_path(value: str, option: str) -> str:
     Raises:
         PhyllomeError: anything else.
     """
-    if (
-        not value.startswith("/")
-        or len(value) > 4096
-        or ".." in value.split("/")
-        or any(ord(char) < 32 for char in value)
-    ):
+    if not value.startswith("/") or len(value) > 4096 or ".." in value.split("/") or _UNSHOWABLE.search(value):
         raise PhyllomeError(
             f"{option}: {_short(value)!r} is not a valid path",
             "a path is absolute, without '..' and without control characters",
             "Write the whole path.",
         )
-    return os.path.normpath(value)
+    return os.path.normpath(f"/{value.lstrip('/')}")  # normpath keeps two leading slashes
 
 
 def guest_uuid(name: str) -> str:

@@ -13,9 +13,8 @@ import re
 
 from .errors import PhyllomeError
 
-_BINARY = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4, "p": 1024**5}
-_DECIMAL = {"k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4, "p": 1000**5}
-_SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(bytes|b|[kmgtp](?:ib|b)?)\s*$", re.IGNORECASE)
+_POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5, "e": 6}
+_SIZE = re.compile(r"\s*([0-9]{1,30})(?:\.([0-9]{1,30}))?\s*(bytes|b|([kmgtpe])(?:i?b)?)\s*", re.IGNORECASE)
 
 
 def parse_size(value: object, option: str) -> int:
@@ -28,23 +27,14 @@ def parse_size(value: object, option: str) -> int:
     Raises:
         PhyllomeError: no size, no unit, zero, or not a whole number of bytes.
     """
-    match = _SIZE.match(str(value))
-    if match is None:
+    scaled = _scaled(str(value))
+    if scaled is None:
         raise PhyllomeError(
-            f"{option}: {value!r} is not a size",
+            f"{option}: {value!r:.80} is not a size",
             "a size is a number with a unit",
             "Write for instance 2GiB, 512MiB or 20GB.",
         )
-    number, unit = match.group(1), match.group(2).lower()
-    if unit in ("b", "bytes"):
-        factor = 1
-    elif len(unit) == 2:
-        factor = _DECIMAL[unit[0]]
-    else:
-        factor = _BINARY[unit[0]]
-    whole, dummy, fraction = number.partition(".")
-    scaled = int(whole + fraction) * factor
-    size, rest = divmod(scaled, 10 ** len(fraction))
+    size, rest = scaled
     if rest or not size:
         raise PhyllomeError(
             f"{option}: {value!r} is not a whole number of bytes greater than zero",
@@ -54,14 +44,35 @@ def parse_size(value: object, option: str) -> int:
     return size
 
 
+def _scaled(text: str) -> tuple[int, int] | None:
+    """Whole bytes, and whether there is a rest; None when it is no size."""
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        return None
+    whole, fraction, unit, power = match.groups(default="")
+    base = 1000 if len(unit) == 2 else 1024
+    scaled = int(whole + fraction) * base ** _POWERS[power.lower()]
+    return divmod(scaled, 10 ** len(fraction))
+
+
 def parse_scaled(number: str, unit: str | None) -> int:
     """Bytes meant by libvirt's number and unit; its default unit for memory is KiB.
 
     Args:
         number: the element's text.
         unit: the element's ``unit`` attribute.
+
+    Raises:
+        PhyllomeError: libvirt does not write such a number or unit.
     """
-    return parse_size(f"{number.strip()}{unit or 'KiB'}", "unit")
+    scaled = _scaled(f"{number}{unit or 'KiB'}")
+    if scaled is None or scaled[1]:
+        raise PhyllomeError(
+            f"{number!r} {unit or 'KiB'} is not a size",
+            "libvirt writes whole numbers with a unit",
+            "Correct the definition with virsh edit.",
+        )
+    return scaled[0]
 
 
 def format_size(size: int) -> str:

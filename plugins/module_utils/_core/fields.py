@@ -51,7 +51,7 @@ YES_NO = _switch("yes", "no")
 ON_OFF = _switch("on", "off")
 MEMORY = Kind(
     "str",
-    accept=parse_size,
+    accept=lambda value, option: -(-parse_size(value, option) // 1024) * 1024,
     parse=parse_scaled,
     format=lambda value: str(-(-value // 1024)),
     show=format_size,

@@ -9,6 +9,7 @@ PRIVATE to the collection: no promise of stability for users outside of it.
 
 from __future__ import annotations
 
+import re
 import typing as t
 
 from .errors import PhyllomeError
@@ -21,6 +22,8 @@ except ImportError:
 if t.TYPE_CHECKING:
     Element = etree._Element
 
+# A slash in a namespace or a predicate does not separate.
+_STEP = re.compile(r"(?:\{[^}]*\}|\[[^\]]*\]|[^/])+")
 GUEST_NS = "https://phyllome.org/xmlns/virt/guest/1"
 """Namespace of our element in a domain's ``metadata``: who made the guest, and what of it is ours."""
 MIGRATION_NS = "https://phyllome.org/xmlns/virt/migration/1"
@@ -47,7 +50,7 @@ def parse(text: str) -> Element:
     parser = lib.XMLParser(resolve_entities=False, no_network=True, load_dtd=False, remove_blank_text=True)
     try:
         root: Element = lib.fromstring(text.encode(), parser)
-    except lib.XMLSyntaxError as exc:
+    except (lib.XMLSyntaxError, UnicodeEncodeError) as exc:
         raise PhyllomeError("This XML cannot be read", str(exc), "Correct the XML.") from exc
     if root.getroottree().docinfo.doctype:
         raise PhyllomeError("This XML has a document type", "entities are not accepted", "Remove the DOCTYPE.")
@@ -86,7 +89,7 @@ def ensure(root: Element, path: str) -> Element:
     A tag may be in the ``{namespace}tag`` form only where it exists already.
     """
     here = root
-    for step in path.split("/"):
+    for step in _STEP.findall(path):
         found = here.find(step)
         if found is None:
             tag, dummy, rest = step.partition("[")

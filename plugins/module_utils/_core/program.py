@@ -42,6 +42,8 @@ def run(argv: t.Sequence[str], timeout: float = 60, remedy: str = "See the messa
         raise PhyllomeError(
             f"{argv[0]} is not installed", str(exc), "The role phyllome.virt.hypervisor installs it."
         ) from exc
+    except OSError as exc:
+        raise PhyllomeError(f"{argv[0]} cannot be run", exc.strerror or str(exc), remedy) from exc
     except subprocess.TimeoutExpired as exc:
         raise PhyllomeError(f"{' '.join(argv)} did not end within {timeout} s", "timeout", remedy) from exc
     if done.returncode != 0:

@@ -1,0 +1,87 @@
+# Copyright: Contributors to the phyllome.virt project
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The one way to fail, and the door where it becomes fail_json."""
+
+from __future__ import annotations
+
+import io
+import json
+import typing as t
+
+import pytest
+from ansible.module_utils import basic
+
+from ansible_collections.phyllome.virt.plugins.module_utils._core import door
+from ansible_collections.phyllome.virt.plugins.module_utils._core.errors import PhyllomeError
+
+
+def test_an_error_reads_as_sentences():
+    error = PhyllomeError("disks.root: 'x' is no size", "a size has a unit.", "Write 2GiB.", plan=[1])
+    assert str(error) == "disks.root: 'x' is no size: a size has a unit. Write 2GiB."
+    assert (error.what, error.why, error.remedy, error.facts) == (
+        "disks.root: 'x' is no size",
+        "a size has a unit.",
+        "Write 2GiB.",
+        {"plan": [1]},
+    )
+
+
+@pytest.fixture
+def module(monkeypatch, capsys) -> t.Callable[..., dict[str, t.Any]]:
+    def run(body: door.Body, params: dict[str, t.Any] | None = None, **constraints: t.Any) -> dict[str, t.Any]:
+        given = {"_ansible_check_mode": True, "_ansible_remote_tmp": "/tmp", "_ansible_keep_remote_files": False}
+        arguments = {"ANSIBLE_MODULE_ARGS": {**given, **(params or {})}}
+        monkeypatch.setattr(basic, "_ANSIBLE_ARGS", json.dumps(arguments).encode())
+        monkeypatch.setattr(basic, "_ANSIBLE_PROFILE", "legacy", raising=False)
+        spec = {"name": {"type": "str"}, "uuid": {"type": "str"}}
+        serve: t.Callable[..., t.Any] = door.serve  # to mypy, nothing comes after what never returns
+        with pytest.raises(SystemExit) as end:
+            serve(spec, body, **constraints)
+        result = json.loads(capsys.readouterr().out)
+        return {**result, "status": end.value.code}
+
+    return run
+
+
+def texts(warnings: list[t.Any]) -> list[str]:
+    """Warnings are texts, or (from ansible-core 2.19 on) objects with one."""
+    return [str(warning) for warning in warnings]
+
+
+def test_a_result_is_handed_over(module):
+    seen = []
+
+    def body(params: dict[str, t.Any], check_mode: bool) -> dict[str, t.Any]:
+        seen.append((params["name"], check_mode))
+        return {"changed": True, "guest": {"name": "web"}, "warnings": ["mind the gap"]}
+
+    result = module(body, {"name": "web"})
+    assert seen == [("web", True)]
+    assert (result["status"], result["changed"], result["guest"]) == (0, True, {"name": "web"})
+    assert any("mind the gap" in text for text in texts(result["warnings"]))
+
+
+def test_an_error_is_one_message_with_facts(module):
+    def body(params: dict[str, t.Any], check_mode: bool) -> dict[str, t.Any]:
+        raise PhyllomeError("name: 'a b' is not valid", "no spaces", "Rename it.", blockers=["x"], warnings=["late"])
+
+    result = module(body)
+    assert (result["status"], result["failed"], result["blockers"]) == (1, True, ["x"])
+    assert result["msg"] == "name: 'a b' is not valid: no spaces. Rename it."
+    assert any("late" in text for text in texts(result["warnings"]))
+
+
+def test_constraints_are_ansibles(module):
+    result = module(lambda params, check_mode: {}, {"name": "a", "uuid": "b"}, mutually_exclusive=[("name", "uuid")])
+    assert "mutually exclusive" in result["msg"]
+
+
+def test_a_bug_is_not_dressed_up(monkeypatch):
+    arguments = {"ANSIBLE_MODULE_ARGS": {"_ansible_remote_tmp": "/tmp", "_ansible_keep_remote_files": False}}
+    monkeypatch.setattr(basic, "_ANSIBLE_ARGS", json.dumps(arguments).encode())
+    monkeypatch.setattr(basic, "_ANSIBLE_PROFILE", "legacy", raising=False)
+    monkeypatch.setattr("sys.stdout", io.StringIO())
+    with pytest.raises(KeyError):
+        door.serve({}, lambda params, check_mode: params["nothing"])

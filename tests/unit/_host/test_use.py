@@ -232,6 +232,19 @@ def test_behind_vmd_every_function_on_the_way_is_in_use(judge):
         assert {"root_fs", "boot_disk"} <= codes(use, address)
 
 
+def test_a_part_of_a_stack_that_is_missing(judge, second):
+    second.disk("sdb", DISK, "8:16")
+    second.stacked("md0", "9:0", ["nvme0n1p1", "sdb"])
+    second.mount("9:0", "/data", "xfs", "/dev/md0")
+    second.remove("sys/class/block/nvme0n1p1")
+    assert judge(second).unknown["unknown_storage"] == ("storage", "what md0 lies on could not be read")
+
+
+def test_holders_that_cannot_be_read(judge, second):
+    second.remove(f"{second.path_of('0000:01:00.0')}/nvme/nvme0/nvme0n1/nvme0n1p1/holders")
+    assert "unknown_claims" in codes(judge(second))
+
+
 def test_a_virtual_disk_that_stands_on_nothing_known(judge, second):
     second.stacked("drbd0", "147:0", [])
     second.mount("147:0", "/data", "ext4", "/dev/drbd0")
@@ -340,6 +353,12 @@ def test_bridge_on_vlan_on_bond(judge):
         ]
     assert codes(use, "0000:5e:00.0") == set()  # has no link
     assert use.unknown == {}
+
+
+def test_a_part_of_a_bond_that_is_missing(judge):
+    machine = machines.server()
+    machine.remove("sys/class/net/eno2")
+    assert judge(machine).unknown["unknown_mgmt_nic"][0] == "network"
 
 
 @pytest.mark.parametrize("witness", ["lower", "upper", "master", "slaves"])

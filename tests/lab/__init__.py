@@ -1,6 +1,6 @@
-"""The fleet lab: hosts that are containers with a real init, on a network of their own.
+"""The labs: hosts that are containers with a real init, and machines with hardware of their own.
 
-`Fleet` is the front door; the command `tests/lab/lab` is the same thing for people.
+`Fleet` and `Machine` are the front doors; the command `tests/lab/lab` is the same thing for people.
 """
 
 from __future__ import annotations
@@ -9,5 +9,6 @@ from .counter import Counter
 from .errors import LabError
 from .fleet import Fleet
 from .host import Host
+from .metal import Machine
 
-__all__ = ["Counter", "Fleet", "Host", "LabError"]
+__all__ = ["Counter", "Fleet", "Host", "LabError", "Machine"]

@@ -1,7 +1,8 @@
-"""The file trees that hosts start from.
+"""The file trees that hosts and machines start from.
 
-`bare` is a minimal install; `ready` is the same with libvirt and QEMU, kept as a layer of its own
-above `bare`. A host writes into a third layer, so a base is never changed after it was built.
+`bare` is a minimal install; `ready` is the same with libvirt and QEMU, `metal` the same with a kernel
+and a boot loader, each kept as a layer of its own above `bare`. A host writes into a third layer, so
+a base is never changed after it was built.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,11 @@ MASKED = (
     "systemd-firstboot.service",
     "systemd-networkd-wait-online.service",
 )
+#: A small initramfs, made fast: the one disk a machine of the lab boots from needs no more.
+INITRAMFS = {
+    "etc/initramfs-tools/conf.d/lab": b"MODULES=list\nCOMPRESS=lz4\n",
+    "usr/share/initramfs-tools/modules.d/lab": b"virtio_pci\nvirtio_blk\next4\n",
+}
 #: The lab's hosts are thrown away, so nothing in them has to survive a loss of power.
 DPKG = (
     "force-unsafe-io",
@@ -105,7 +111,7 @@ def write(base: Base | None, tree: Path, path: str, content: bytes, mode: int = 
     target.chmod(mode)
 
 
-def _contained(*argv: str) -> None:
+def contained(*argv: str) -> None:
     """Run a builder whose processes and mounts end with this process, whatever ends it."""
     shell = ("setpriv", "--pdeathsig", "KILL", "unshare", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc")
     done = subprocess.run((*shell, *argv), stdin=subprocess.DEVNULL, capture_output=True, check=False)
@@ -117,7 +123,7 @@ def _build_bare(folder: Path) -> None:
     tree = folder / "tree"
     settings = folder / "apt.conf"
     settings.write_text(outer.apt_settings())
-    _contained(
+    contained(
         "mmdebstrap",
         "--variant=minbase",
         "--skip=cleanup/apt/lists",
@@ -139,14 +145,14 @@ def _build_bare(folder: Path) -> None:
     call("systemctl", f"--root={tree}", "--quiet", "enable", "systemd-networkd.service")
 
 
-def _build_ready(folder: Path, bare: Base) -> None:
+def _build_above(folder: Path, bare: Base, wanted: Iterable[str], files: Mapping[str, bytes]) -> None:
     layer, work, tree = (folder / name for name in ("tree", "work", "mounted"))
     for made in (layer, work, tree):
         made.mkdir(mode=0o755)
-    for path, content in outer.files():
+    for path, content in (*outer.files(), *files.items()):
         write(bare, layer, path, content)
     options = mount_options(bare.layers, layer, work)
-    _contained("sh", "-c", _INSTALL, "sh", str(tree), str(archives()), options, *packages.LIBVIRT)
+    contained("sh", "-c", _INSTALL, "sh", str(tree), str(archives()), options, *wanted)
     shutil.rmtree(work)
     tree.rmdir()
 
@@ -166,8 +172,16 @@ def ready() -> Base:
     """`bare` with libvirt and QEMU installed, not configured."""
     below = bare()
     digest = cache.key(str(below.layers[0].parent.name), *packages.LIBVIRT, _script())
-    layer = cache.made("ready", digest, lambda folder: _build_ready(folder, below)) / "tree"
+    layer = cache.made("ready", digest, lambda folder: _build_above(folder, below, packages.LIBVIRT, {})) / "tree"
     return Base("ready", (layer, *below.layers))
+
+
+def metal() -> Base:
+    """`bare` with a kernel and a boot loader: what the disk of a machine is made from."""
+    below = bare()
+    digest = cache.key(str(below.layers[0].parent.name), *packages.METAL, _script())
+    layer = cache.made("metal", digest, lambda folder: _build_above(folder, below, packages.METAL, INITRAMFS)) / "tree"
+    return Base("metal", (layer, *below.layers))
 
 
 BASES = {"bare": bare, "ready": ready}

@@ -9,11 +9,12 @@ import subprocess
 import sys
 import time
 
-from . import base, counter, fleet
+from . import base, counter, fleet, hardware, metal
 from .cache import say
 from .errors import LabError
 from .fleet import Fleet
 from .host import ENVIRONMENT
+from .metal import Machine
 from .paths import cache_dir
 
 DEFAULT = "default"
@@ -74,18 +75,22 @@ def _build(options: argparse.Namespace) -> None:
     del options
     base.ready()
     counter.images()
+    metal.saved()
 
 
 def _gc(options: argparse.Namespace) -> None:
     del options
-    gone = fleet.collect()
-    say(f"removed {len(gone)} abandoned fleets" if gone else "nothing was left over")
+    fleets, machines = fleet.collect(), metal.collect()
+    gone = [*(f"fleet {number}" for number in fleets), *(f"machine {name}" for name in machines)]
+    say(f"removed what was abandoned: {', '.join(gone)}" if gone else "nothing was left over")
 
 
 def _clean(options: argparse.Namespace) -> None:
     del options
     for name in fleet.clean(cache_dir()):
         say(f"removed fleet {name}")
+    for name in metal.clean(cache_dir()):
+        say(f"removed machine {name}")
 
 
 def _kill(options: argparse.Namespace) -> None:
@@ -132,9 +137,35 @@ def _unlimit(options: argparse.Namespace) -> None:
     Fleet.open(options.fleet).host(options.host).unlimit(options.path)
 
 
+def _metal_up(options: argparse.Namespace) -> None:
+    started = time.monotonic()
+    Machine.up(options.iommu, cmdline=options.cmdline, name=options.machine, keep=True)
+    say(f"machine {options.machine} is up after {time.monotonic() - started:.1f} s")
+
+
+def _metal_down(options: argparse.Namespace) -> None:
+    Machine.open(options.machine).down()
+
+
+def _metal_list(options: argparse.Namespace) -> None:
+    del options
+    for record in metal.records():
+        state = "abandoned" if record.abandoned else "running" if Machine(record).running else "off"
+        print(f"{record.name:<12} {record.iommu:<8} {state}")
+
+
+def _metal_inventory(options: argparse.Namespace) -> None:
+    print(Machine.open(options.machine).inventory_text(), end="")
+
+
+def _metal_ssh(options: argparse.Namespace) -> None:
+    command = [" ".join(options.command)] if options.command else []
+    os.execvp("ssh", [*Machine.open(options.machine).ssh(), *command])
+
+
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    top = argparse.ArgumentParser(prog="lab", description="Fleets of container hosts to try things on.")
+    top = argparse.ArgumentParser(prog="lab", description="Hosts and machines to try things on.")
     of_fleet = argparse.ArgumentParser(add_help=False)
     of_fleet.add_argument("--fleet", default=DEFAULT, metavar="NAME", help="which fleet (default: %(default)s)")
     of_host = argparse.ArgumentParser(add_help=False, parents=[of_fleet])
@@ -159,8 +190,22 @@ def parser() -> argparse.ArgumentParser:
         command(name, run, text, parents=[of_host]).add_argument("command", nargs=argparse.REMAINDER)
     command("build", _build, "only make the caches")
     command("gc", _gc, "remove what crashed labs have left")
-    command("clean", _clean, "remove all fleets of this checkout, so that its cache can go")
+    command("clean", _clean, "remove all fleets and machines of this checkout, so that its cache can go")
+    main = commands
 
+    commands = command("metal", None, "bare machines").add_subparsers(required=True, metavar="command")
+    of_machine = argparse.ArgumentParser(add_help=False)
+    of_machine.add_argument("--machine", default=DEFAULT, metavar="NAME", help="default: %(default)s")
+    up = command("up", _metal_up, "bring up a machine", parents=[of_machine])
+    up.add_argument("--iommu", choices=sorted(hardware.IOMMUS), default="intel", help="default: %(default)s")
+    up.add_argument("--cmdline", help="words for the kernel, which is then loaded past the boot loader")
+    command("down", _metal_down, "remove a machine and everything of it", parents=[of_machine])
+    command("list", _metal_list, "show all machines")
+    command("inventory", _metal_inventory, "print a machine as an Ansible inventory", parents=[of_machine])
+    ssh = command("ssh", _metal_ssh, "log in to a machine, or run a command there", parents=[of_machine])
+    ssh.add_argument("command", nargs=argparse.REMAINDER)
+
+    commands = main
     faults = command("fault", None, "break something on purpose")
     commands = faults.add_subparsers(required=True, metavar="fault")
     kill = command("kill", _kill, "send a signal to processes of a host", parents=[of_host])

@@ -1,4 +1,4 @@
-"""What is installed in the two bases, for Debian 12. Recommended packages are never taken."""
+"""What is installed in the bases, for Debian 12. Recommended packages are never taken."""
 
 from __future__ import annotations
 
@@ -33,4 +33,14 @@ LIBVIRT = (
     "qemu-utils",
     "swtpm",
     "swtpm-tools",
+)
+
+#: What makes it boot by itself, and what a test looks at hardware with.
+METAL = (
+    "grub-efi-amd64",
+    "initramfs-tools",
+    "linux-image-amd64",
+    "lz4",
+    "pci.ids",
+    "zstd",
 )

@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import hashlib
 import pathlib
-import subprocess
 import typing as t
 
 import pytest
@@ -109,10 +108,7 @@ class Site:
 @pytest.fixture(scope="session", autouse=True)
 def installed() -> None:
     """What is tested is the tarball, installed, as a user has it."""
-    done = subprocess.run(
-        ["sh", "tests/tools/build.sh", "install"], cwd=runner.ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    runner.install()
 
 
 @pytest.fixture(scope="session")

@@ -67,6 +67,14 @@ class Run:
         return self
 
 
+def install() -> None:
+    """Build the tarball and install it, as a user has it."""
+    done = subprocess.run(
+        ["sh", "tests/tools/build.sh", "install"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def environment(core: str | None = None) -> dict[str, str]:
     """The environment of an Ansible that sees only the installed collection.
 
@@ -116,8 +124,9 @@ def playbook(
 
 def module(name: str, host: str, inventory: pathlib.Path, arguments: dict[str, t.Any], *flags: str) -> dict[str, t.Any]:
     """Run one module on one host and return its result."""
+    given = ["-a", json.dumps(arguments)] if arguments else []
     done = subprocess.run(
-        ["ansible", "-i", str(inventory), host, "-m", name, "-a", json.dumps(arguments), *flags],
+        ["ansible", "-i", str(inventory), host, "-m", name, *given, *flags],
         env={**environment(), "ANSIBLE_LOAD_CALLBACK_PLUGINS": "true", "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json"},
         stdin=subprocess.DEVNULL,
         capture_output=True,

@@ -39,6 +39,10 @@ FAMILIES = {
 }
 
 
+# As find and sha1sum print them.
+KVM = "/dev/kvm 0660 root kvm 1700000000.0000000000"
+
+
 def load(path):
     """Variables as Ansible loads them: since ansible-core 2.19 a template has to come from a trusted place."""
     try:
@@ -62,7 +66,7 @@ GOOD = {
 }
 
 
-def template(name, facts=None, files=("/dev/kvm",), **variables):
+def template(name, facts=None, files=(KVM,), **variables):
     known = {
         **load(ROLE / "defaults" / "main.yml"),
         **load(ROLE / "vars" / "main.yml"),
@@ -71,7 +75,7 @@ def template(name, facts=None, files=("/dev/kvm",), **variables):
         "inventory_dir": "/home/me/fleet",
         "inventory_hostname": "alpha",
         "__hypervisor_duplicates": {"hostnames": [], "machine_ids": []},
-        "__hypervisor_search": {"files": [{"path": file} if isinstance(file, str) else file for file in files]},
+        "__hypervisor_search": {"stdout": "\n".join(files)},
         "__hypervisor_packages": {"changed": False},
         "__hypervisor_systemctl": {"stdout": ""},
         **variables,
@@ -182,23 +186,53 @@ def test_all_refusals_come_at_once():
     assert len(template("__hypervisor_refusals", facts, files=())) == 4
 
 
+def test_the_search_is_an_argument_list():
+    argv = template("__hypervisor_search_argv")
+    assert argv[:2] == ["find", "/dev"]
+    assert argv[argv.index("(") :][:8] == ["(", "-false", "-o", "-name", "zero", "-o", "-name", "kvm"]
+    assert argv[argv.index(")") :] == [
+        ")",
+        "-printf",
+        "%p %#m %u %g %T@\\n",
+        "-type",
+        "f",
+        "-exec",
+        "sha1sum",
+        "{}",
+        "+",
+    ]
+
+
+def test_what_the_search_brings():
+    digest = "2d711642b726b04401627ca9fbac32f5c8530fb1"
+    files = (KVM, "/etc/pki/CA/cacert.pem 0644 root root 1795361022.1234567890", f"{digest}  /etc/pki/CA/cacert.pem")
+    assert template("__hypervisor_found", files=files) == {
+        "/dev/kvm": ["/dev/kvm", "0660", "root", "kvm", "1700000000"],
+        "/etc/pki/CA/cacert.pem": ["/etc/pki/CA/cacert.pem", "0644", "root", "root", "1795361022"],
+    }
+    assert template("__hypervisor_digests", files=files) == {"/etc/pki/CA/cacert.pem": digest}
+
+
 def test_modules_are_those_that_the_kernel_has():
     drivers = f"/lib/modules/{GOOD['kernel']}/kernel/drivers/vfio"
-    files = (f"{drivers}/vfio_iommu_type1.ko.xz", f"{drivers}/pci/vfio-pci.ko", f"{drivers}/vfio.ko", "/dev/kvm")
-    assert template("__hypervisor_modules_there", files=files) == ["vfio_iommu_type1", "vfio_pci"]
+    names = (f"{drivers}/vfio_iommu_type1.ko.xz", f"{drivers}/pci/vfio-pci.ko", f"{drivers}/vfio.ko")
+    files = [f"{name} 0644 root root 1700000000.0" for name in names]
+    assert template("__hypervisor_modules_there", files=[KVM, *files]) == ["vfio_iommu_type1", "vfio_pci"]
     assert template("__hypervisor_modules_there") == []
 
 
 def test_nested_virtualisation_is_switched_on_where_it_is_off():
-    def parameter(vendor, digest):
-        return {"path": f"/sys/module/kvm_{vendor}/parameters/nested", "checksum": digest}
+    def files(vendor, value):
+        return (
+            KVM,
+            f"{hashlib.sha1(f'{value}{chr(10)}'.encode()).hexdigest()}  /sys/module/kvm_{vendor}/parameters/nested",
+        )
 
-    digest = {text: hashlib.sha1(f"{text}\n".encode()).hexdigest() for text in "N0Y1"}
-    assert template("__hypervisor_not_nested", files=(parameter("intel", digest["N"]),)) == ["kvm_intel"]
-    assert template("__hypervisor_not_nested", files=(parameter("amd", digest["0"]),)) == ["kvm_amd"]
-    assert template("__hypervisor_not_nested", files=(parameter("intel", digest["Y"]),)) == []
-    assert template("__hypervisor_not_nested", files=(parameter("amd", digest["1"]),)) == []
-    text = template("__hypervisor_nested_file", files=(parameter("intel", digest["N"]),))
+    assert template("__hypervisor_not_nested", files=files("intel", "N")) == ["kvm_intel"]
+    assert template("__hypervisor_not_nested", files=files("amd", "0")) == ["kvm_amd"]
+    assert template("__hypervisor_not_nested", files=files("intel", "Y")) == []
+    assert template("__hypervisor_not_nested", files=files("amd", "1")) == []
+    text = template("__hypervisor_nested_file", files=files("intel", "N"))
     assert "options kvm_intel nested=1" in text.splitlines()
 
 

@@ -77,7 +77,7 @@ def judge_use(use: Use, addresses: t.Container[str], protect: t.Iterable[str] = 
         PhyllomeError: something to protect does not exist here.
     """
     found = HostUse()
-    for scope in use.unknown:
+    for scope in sorted(use.unknown):
         code, kind = _SCOPES[scope]
         found.unknown[code] = (kind, f"{scope} could not be read completely")
     storage = _Storage(use, found)

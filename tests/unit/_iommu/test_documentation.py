@@ -28,7 +28,8 @@ def differences(documented: dict[str, t.Any], value: t.Any, path: str) -> t.Iter
     """Where a value is not as documented; null is allowed everywhere."""
     if value is None:
         return
-    if type(value) is not TYPES[documented["type"]]:
+    kind = TYPES[documented["type"]]
+    if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
         yield f"{path} is documented as {documented['type']} and is {value!r}"
         return
     if isinstance(value, list):

@@ -82,7 +82,8 @@ def refused(bare: Site, built: Built) -> t.Iterator[Refused]:
         states.append(files(bare))
     there = "81920" in bare.virsh("alpha", "dominfo", "good")
     assert bare.guests("alpha") & {guest["name"] for guest in bad} == set()
-    yield Refused(there, *states, errors)
+    before, after_check, after = states
+    yield Refused(there, before, after_check, after, errors)
     bare.remove("good")
 
 

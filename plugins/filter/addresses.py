@@ -12,6 +12,7 @@ import typing as t
 DOCUMENTATION = r"""
 name: addresses
 short_description: Sort what names a host into addresses and names
+version_added: 0.1.0
 description:
   - An inventory names a host by an IP address or by a name. Certificates and firewalls want to know which it is.
 author:

@@ -15,6 +15,7 @@ from ansible_collections.phyllome.virt.plugins.module_utils._migration.placement
 DOCUMENTATION = r"""
 name: placement
 short_description: What each host has to do so that every guest is where it belongs
+version_added: 0.1.0
 description:
   - Compares the inventory's C(phyllome_guests) with what M(phyllome.virt.phyllome_vm_info) found on every host.
   - Decides nothing else and does nothing; P(phyllome.virt.placement#filter) is what the playbook

@@ -8,6 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: phyllome_network
 short_description: Manage libvirt networks
+version_added: 0.1.0
 description:
   - Creates, changes, starts, stops and removes the networks that libvirt gives to guests.
   - An existing network is changed in place. What is not declared stays as it is.

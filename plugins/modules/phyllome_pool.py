@@ -8,6 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: phyllome_pool
 short_description: Manage libvirt storage pools
+version_added: 0.1.0
 description:
   - Creates, changes, starts, stops and removes storage pools of the type C(dir), which are directories.
   - No file and no directory is ever removed.

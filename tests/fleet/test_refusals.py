@@ -64,7 +64,7 @@ class Refused:
 def refused(bare: Site, built: Built) -> t.Iterator[Refused]:
     built.first.ok()
     good = bare.guest("good", "alpha", state="stopped")
-    bad = [bare.guest(f"bad{number}", "alpha", **guest) for number, (guest, dummy) in enumerate(BAD)]
+    bad = [{**bare.guest(f"bad{number}", "alpha"), **guest} for number, (guest, dummy) in enumerate(BAD)]
     bare.run([good]).ok()
     states = [files(bare)]
     errors = []

@@ -35,19 +35,17 @@ def module(monkeypatch, capsys) -> t.Callable[..., dict[str, t.Any]]:
         arguments = {"ANSIBLE_MODULE_ARGS": {**given, **(params or {})}}
         monkeypatch.setattr(basic, "_ANSIBLE_ARGS", json.dumps(arguments).encode())
         monkeypatch.setattr(basic, "_ANSIBLE_PROFILE", "legacy", raising=False)
+        # How a warning travels differs between versions of ansible-core, and where a controller is about.
+        warned: list[str] = []
+        monkeypatch.setattr(basic.AnsibleModule, "warn", lambda self, warning: warned.append(warning))
         spec = {"name": {"type": "str"}, "uuid": {"type": "str"}}
         serve: t.Callable[..., t.Any] = door.serve  # to mypy, nothing comes after what never returns
         with pytest.raises(SystemExit) as end:
             serve(spec, body, **constraints)
         result = json.loads(capsys.readouterr().out)
-        return {**result, "status": end.value.code}
+        return {**result, "status": end.value.code, "warned": warned}
 
     return run
-
-
-def texts(warnings: list[t.Any]) -> list[str]:
-    """Warnings are texts, or (from ansible-core 2.19 on) objects with one."""
-    return [str(warning) for warning in warnings]
 
 
 def test_a_result_is_handed_over(module):
@@ -60,7 +58,7 @@ def test_a_result_is_handed_over(module):
     result = module(body, {"name": "web"})
     assert seen == [("web", True)]
     assert (result["status"], result["changed"], result["guest"]) == (0, True, {"name": "web"})
-    assert any("mind the gap" in text for text in texts(result["warnings"]))
+    assert result["warned"] == ["mind the gap"]
 
 
 def test_an_error_is_one_message_with_facts(module):
@@ -70,7 +68,7 @@ def test_an_error_is_one_message_with_facts(module):
     result = module(body)
     assert (result["status"], result["failed"], result["blockers"]) == (1, True, ["x"])
     assert result["msg"] == "name: 'a b' is not valid: no spaces. Rename it."
-    assert any("late" in text for text in texts(result["warnings"]))
+    assert result["warned"] == ["late"]
 
 
 def test_constraints_are_ansibles(module):

@@ -53,7 +53,9 @@ def place(declared: t.Sequence[Guest], found: t.Mapping[str, t.Sequence[Guest] |
                 entry = {key: value for key, value in guest.items() if key != "host"}
                 work[source]["guests"].append(entry)
         except Problem as problem:
-            teller = wanted if wanted in work else next(iter(work))
+            # a host that does not answer cannot tell
+            answering = [host for host, guests in found.items() if guests is not None]
+            teller = wanted if wanted in answering else next(iter(answering or work))
             work[teller]["problems"].append(f"Guest {guest.get('name')} is left alone: {problem}")
     return work
 

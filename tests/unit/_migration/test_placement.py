@@ -63,7 +63,7 @@ def test_an_old_journal_of_a_guest_that_never_left_does_not_move_it():
     [
         ({"name": "web", "host": "gamma"}, {}, "alpha", "not a host of the group"),
         ({"name": "web"}, {}, "alpha", "not a host of the group"),
-        ({"name": "web", "host": "beta"}, {"beta": None}, "beta", "did not answer"),
+        ({"name": "web", "host": "beta"}, {"beta": None}, "alpha", "did not answer"),
         ({"name": "web", "host": "beta"}, {"alpha": None}, "beta", "may be on alpha"),
         ({"name": "web", "host": "beta"}, {"alpha": [there()], "beta": [there()]}, "beta", "on alpha and beta"),
         ({"name": "web", "host": "beta"}, {"alpha": [there(owned=False)]}, "beta", "did not make"),

@@ -57,8 +57,11 @@ _DRIVERS = {
     "amd": ("AMD_IOMMU",),
     "hygon": ("AMD_IOMMU",),
     "arm": ("ARM_SMMU_V3", "ARM_SMMU"),
+    "virtio": ("VIRTIO_IOMMU",),
 }
-_TABLE_VENDORS = {"DMAR": "intel", "IVRS": "amd", "IORT": "arm"}
+_TABLE_VENDORS = {"DMAR": "intel", "IVRS": "amd", "IORT": "arm", "VIOT": "virtio"}
+# Either switches it on; the second leaves out an integrated GPU, and is what Debian has (drivers/iommu/intel/Kconfig).
+_DEFAULT_ON = ("INTEL_IOMMU_DEFAULT_ON", "INTEL_IOMMU_DEFAULT_ON_INTGPU_OFF")
 _RELEVANT = ("iommu", "intel_iommu", "amd_iommu", "intremap", "pcie_acs_override", "vfio", "arm_smmu")
 _UNITS = {"dmar": "intel", "ivhd": "amd", "smmu": "arm", "arm-smmu": "arm", "virtio": "virtio"}
 
@@ -123,11 +126,11 @@ def _off_on_cmdline(tokens: tuple[str, ...], vendor: str | None, iommu: Iommu) -
     config = iommu.config or {}
     there = (iommu.tables is None or "DMAR" in iommu.tables) and config.get("INTEL_IOMMU") != "n"
     if vendor == "intel" and not switches and there and opt_in is not True:
-        default = config.get("INTEL_IOMMU_DEFAULT_ON")
-        if default != "y":
+        defaults = [config.get(name) for name in _DEFAULT_ON]
+        if "y" not in defaults:
             causes["needs_intel_iommu_on"] = [
                 "CONFIG_INTEL_IOMMU_DEFAULT_ON "
-                + ("could not be read" if default is None else "is not set")
+                + ("could not be read" if None in defaults else "is not set")
                 + " and the command line has no intel_iommu=on"
             ]
     return causes
@@ -181,9 +184,8 @@ def _causes(identity: Identity, iommu: Iommu) -> dict[str, list[str]]:
     """The decision tree; all that apply, since each has to be dealt with."""
     if identity.xen == "dom0":
         return {"owned_by_xen": ["/sys/hypervisor: this is a Xen domain 0"]}
-    tables = [table for table in iommu.tables or () if table in _TABLE_VENDORS]
     virtual = _virtualization(identity) not in ("none", None)
-    vendor = _TABLE_VENDORS[tables[0]] if tables else VENDORS.get(identity.cpu_vendor or "")
+    vendor = _vendor(identity, iommu)
     causes: dict[str, list[str]] = {}
     if iommu.tables is not None and not iommu.tables:
         if virtual:
@@ -209,15 +211,22 @@ def _causes(identity: Identity, iommu: Iommu) -> dict[str, list[str]]:
     return causes
 
 
+def _vendor(identity: Identity, iommu: Iommu) -> str | None:
+    """Whose IOMMU it is, or would be: the firmware knows better than the CPU."""
+    tables = [table for table in iommu.tables or () if table in _TABLE_VENDORS]
+    return _TABLE_VENDORS[tables[0]] if tables else VENDORS.get(identity.cpu_vendor or "")
+
+
 def _drivers(vendor: str | None, virtual: bool) -> tuple[str, ...]:
-    return _DRIVERS.get(vendor or "", ()) + (("VIRTIO_IOMMU",) if virtual and vendor else ())
+    wanted = _DRIVERS.get(vendor or "", ()) + (_DRIVERS["virtio"] if virtual and vendor else ())
+    return tuple(dict.fromkeys(wanted))
 
 
 def _remedy(cause: str, identity: Identity, iommu: Iommu) -> str:
     board = " ".join(identity.dmi.get(key, "") for key in ("board_vendor", "board_name", "bios_version")).strip()
     tokens = [token for token in relevant(iommu.running or ()) if "off" in token.partition("=")[2].split(",")]
     virtual = _virtualization(identity) not in ("none", None)
-    drivers = _drivers(VENDORS.get(identity.cpu_vendor or ""), virtual)
+    drivers = _drivers(_vendor(identity, iommu), virtual)
     return REMEDIES[cause].format(
         board=f" of this {board}" if board else "",
         tokens=" ".join(tokens),

@@ -126,9 +126,23 @@ def test_needs_intel_iommu_on(iommu):
     assert found["firmware"] == {"table": "DMAR", "opt_in": False, "intr_remap": True}
 
 
-def test_nothing_is_needed_where_the_kernel_or_the_firmware_switches_it_on(iommu):
-    machine = machines.bare(tables=["DMAR"], config={"INTEL_IOMMU_DEFAULT_ON": "y"})
+@pytest.mark.parametrize("default", ["INTEL_IOMMU_DEFAULT_ON", "INTEL_IOMMU_DEFAULT_ON_INTGPU_OFF"])
+def test_nothing_is_needed_where_the_kernel_switches_it_on(iommu, default):
+    machine = machines.bare(tables=["DMAR"], config={default: "y"})
     assert iommu(machine)["causes"] == ["init_failed"]
+
+
+@pytest.mark.parametrize(
+    ("driver", "cause", "remedy"),
+    [
+        ("n", "kernel_without_driver", "Boot a kernel that is built with CONFIG_VIRTIO_IOMMU."),
+        ("m", "init_failed", "The kernel tried and failed"),
+    ],
+)
+def test_a_virtio_iommu_needs_its_own_driver(iommu, driver, cause, remedy):
+    found = iommu(machines.bare(tables=["VIOT"], config={"VIRTIO_IOMMU": driver}))
+    assert found["causes"] == [cause]
+    assert found["remedy"].startswith(remedy)
 
 
 def test_platform_opt_in(iommu):

@@ -82,8 +82,10 @@ def environment(core: str | None = None) -> dict[str, str]:
         core: an ansible-core that ``make setup`` installed besides the main one, for instance ``2.17``.
     """
     venv = CACHE / (f"venv-{core}" if core else "venv")
+    # with PYTHONPATH, Ansible would find the checkout too
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return {
-        **os.environ,
+        **inherited,
         "PATH": f"{venv}/bin:{os.environ['PATH']}",
         "ANSIBLE_COLLECTIONS_PATH": str(INSTALLED),
         "ANSIBLE_PIPELINING": "true",

@@ -689,12 +689,21 @@ def _host_uuid(connection: t.Any) -> str:
 
 
 def _pool(connection: t.Any, folder: str) -> t.Any:
+    """The running pool at a folder; what it holds and what is free there is looked up anew.
+
+    libvirt remembers both from the last refresh, and guests have written since then.
+    """
     pool = virt.found(lambda: connection.storagePoolLookupByTargetPath(folder))
-    return pool if pool is not None and pool.isActive() else None
+    if pool is None or not pool.isActive():
+        return None
+    # refused while somebody makes a volume there; then what libvirt remembers is fresh
+    with contextlib.suppress(virt.libvirt.libvirtError):
+        pool.refresh()
+    return pool
 
 
 def _holds(pool: t.Any, name: str) -> bool:
-    """Whether a pool has a file; the pool is not refreshed, which would be a change."""
+    """Whether a pool has a file."""
     return pool is not None and virt.found(lambda: pool.storageVolLookupByName(name)) is not None
 
 

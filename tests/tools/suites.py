@@ -85,7 +85,7 @@ def main(suite: str) -> int:
     start = time.monotonic()
     if suite == "all":
         lab = start_lab()
-        outcome = {**lint(), **unit(), **finish_lab(lab), **folder("fleet")}
+        outcome = {**lint(), **unit(), **finish_lab(lab), **folder("fleet"), **folder("metal")}
     elif suite == "unit":
         outcome = unit()
     else:

@@ -8,6 +8,8 @@ mkdir -p .cache/dist
 rm -f .cache/dist/phyllome-virt-*.tar.gz
 .cache/venv/bin/ansible-galaxy collection build --force --output-path .cache/dist "$tree"
 if [ "${1:-}" = install ]; then
+    # ansible-galaxy looks there too, and would find the checkout.
+    unset PYTHONPATH
     fresh=.cache/installed.$$
     trap 'rm -rf "$fresh"' EXIT
     # Offline: dependencies come from the environment, and no server is asked. Where collections are looked for

@@ -99,9 +99,9 @@ def finish(site: Site, guest: dict[str, t.Any]) -> None:
     ("host", "victim"),
     [
         ("beta", "/usr/sbin/libvirtd"),
-        ("alpha", "/usr/sbin/libvirtd"),
+        pytest.param("alpha", "/usr/sbin/libvirtd", marks=pytest.mark.unproven),
         ("beta", "qemu-system-x86_64.*guest=mover"),
-        ("alpha", "^/usr/bin/python3$"),
+        pytest.param("alpha", "^/usr/bin/python3$", marks=pytest.mark.unproven),
     ],
     ids=["libvirtd at the destination", "libvirtd at the source", "QEMU at the destination", "the module"],
 )
@@ -122,6 +122,7 @@ def test_something_dies_in_the_middle(site: Site, mover: dict[str, t.Any], host:
     assert after.boots == before.boots and after.count >= before.count
 
 
+@pytest.mark.unproven
 def test_the_controller_dies_in_the_middle(site: Site, mover: dict[str, t.Any]) -> None:
     before = site.counted("alpha", "mover")
     site.fleet.host("alpha").run(["virsh", "migrate-setspeed", "mover", str(SLOW)])
@@ -135,6 +136,7 @@ def test_the_controller_dies_in_the_middle(site: Site, mover: dict[str, t.Any]) 
     assert after.boots == before.boots and after.count >= before.count
 
 
+@pytest.mark.unproven
 def test_the_last_reply_is_lost(site: Site, mover: dict[str, t.Any]) -> None:
     """What makes stock libvirt run a guest twice: the destination's answer to Finish never arrives."""
     before = site.counted("alpha", "mover")

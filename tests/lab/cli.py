@@ -75,7 +75,6 @@ def _build(options: argparse.Namespace) -> None:
     del options
     base.ready()
     counter.images()
-    metal.saved()
 
 
 def _gc(options: argparse.Namespace) -> None:
@@ -188,7 +187,7 @@ def parser() -> argparse.ArgumentParser:
         ("exec", _exec, "run a command in a host without the network, with its exact exit status"),
     ):
         command(name, run, text, parents=[of_host]).add_argument("command", nargs=argparse.REMAINDER)
-    command("build", _build, "only make the caches")
+    command("build", _build, "only make the caches of fleets")
     command("gc", _gc, "remove what crashed labs have left")
     command("clean", _clean, "remove all fleets and machines of this checkout, so that its cache can go")
     main = commands

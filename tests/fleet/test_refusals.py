@@ -157,7 +157,6 @@ def test_too_little_space_at_the_destination(site: Site) -> None:
     site.remove("big")
 
 
-@pytest.mark.unproven
 def test_an_unreachable_destination_leaves_the_guest_where_it_is(site: Site) -> None:
     guest = site.guest("stay", "alpha")
     site.run([guest]).ok()

@@ -99,7 +99,7 @@ def finish(site: Site, guest: dict[str, t.Any]) -> None:
     ("host", "victim"),
     [
         ("beta", "/usr/sbin/libvirtd"),
-        pytest.param("alpha", "/usr/sbin/libvirtd", marks=pytest.mark.unproven),
+        ("alpha", "/usr/sbin/libvirtd"),
         ("beta", "qemu-system-x86_64.*guest=mover"),
         pytest.param("alpha", "^/usr/bin/python3$", marks=pytest.mark.unproven),
     ],

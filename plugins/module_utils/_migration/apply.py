@@ -24,7 +24,7 @@ import typing as t
 from .._core import virt, xml
 from .._core.errors import PhyllomeError
 from .journal import Mark, Power, Record
-from .judge import classify
+from .judge import ALIVE, classify
 from .plan import grown, pieces, retained
 from .read import SWTPM, Disk, Guest, Pair, View, digest, parse_guest, process_is_gone, qemu_pid
 from .read import guest as read_guest
@@ -32,7 +32,7 @@ from .read import guest as read_guest
 POLL = 0.1
 _TPM_STATES = ("tpm2-00.permall", "tpm-00.permall")
 """What swtpm keeps of a TPM 2.0 and of a TPM 1.2; the rest of its folder are locks."""
-SETTLE = 90.0
+SETTLE = 45.0
 """Seconds that libvirt gets to undo a failed migration: keep-alives take 30 of them."""
 
 
@@ -249,10 +249,14 @@ class Mover:
             if view.source.job == "outgoing":
                 settled = now + SETTLE
             if now > settled:
+                mark = view.destination.mark
+                if view.source.state in ALIVE and not view.committed and mark and mark.op_id == view.op_id:
+                    self.discard(view)  # a libvirt that waits for a QEMU which hangs will never do it
+                    return
                 raise PhyllomeError(
                     f"The migration of {view.name} has ended, but {view.destination.host} still waits for it",
                     f"it is {view.destination.detail} there after {SETTLE:.0f} s",
-                    f"Restart libvirt on {view.destination.host}, which removes it, and run again. "
+                    f"Look what it is, and destroy it there: virsh destroy {view.name}. "
                     f"On {view.source.host} the guest is {view.source.detail}.",
                 )
             if now > deadline and view.source.job == "outgoing":
@@ -276,9 +280,11 @@ class Mover:
         """
         with virt.saying(f"Cannot remove the copy of {view.name} on {view.destination.host}"):
             domain = self.pair.destination.connection.lookupByUUIDString(view.uuid)
+            defined = domain.isPersistent()
             if domain.isActive():
                 domain.destroy()
-            domain.undefineFlags(_undefine_flags())
+            if defined:
+                domain.undefineFlags(_undefine_flags())
         if view.record is not None and view.record.phase == "started":
             self._sweep(view.record)
 

@@ -37,7 +37,7 @@ DESTINATIONS: tuple[str, ...] = t.get_args(Destination)
 JOBS: tuple[str, ...] = t.get_args(Job)
 MARKS: tuple[str, ...] = t.get_args(Marked)
 
-_ALIVE = frozenset({"running", "paused", "stuck"})
+ALIVE = frozenset({"running", "paused", "stuck"})
 _OFF = frozenset({"off", "migrated", "crashed"})
 _ANY: frozenset[str] = frozenset()
 
@@ -105,10 +105,10 @@ TABLE: tuple[Row, ...] = (
     _row(3, {"switching"}, {"running"}, _ANY, "a migration is about to end", "wait", job={"outgoing"}, committed=None),
     _row(3, _IN_FLIGHT | _OFF, {"incoming"}, _ANY, "a migration that failed is being undone by libvirt", "wait",
          job={"none", "other"}, committed=None),
-    _row(4, _ALIVE, {"paused", "off", "stuck"}, {"moving"},
+    _row(4, ALIVE, {"paused", "off", "stuck"}, {"moving"},
          "the guest never left the source; its copy at the destination never ran", "discard", job={"none", "other"}),
-    _row(5, _ALIVE, {"running"}, _ANY, "the guest runs twice", "refuse", job=_ANY, committed=None),
-    _row(5, _ALIVE, {"paused", "off", "stuck"}, {"moving"},
+    _row(5, ALIVE, {"running"}, _ANY, "the guest runs twice", "refuse", job=_ANY, committed=None),
+    _row(5, ALIVE, {"paused", "off", "stuck"}, {"moving"},
          "the source gave the guest up and was started again", "refuse", job=_ANY, committed=True),
     _row(6, {"absent", "migrated", "gone"}, {"paused"}, {"moving"},
          "the guest has left the source and was not resumed at the destination", "finish", committed=None),
@@ -134,9 +134,9 @@ TABLE: tuple[Row, ...] = (
     _row(11, {"crashed"}, {"absent"}, {"none", "moving"}, "the guest crashed at the source; nothing moved", "start"),
     _row(12, {"unreachable"}, _HERE, {"moving"}, "the source is dead; the guest is at the destination", "finish"),
     _row(12, {"unreachable"}, _HERE, {"done"}, "the source is dead; the guest is at the destination", "none"),
-    _row(13, _ALIVE | _OFF, {"paused", "off", "stuck"}, {"none", "other"},
+    _row(13, ALIVE | _OFF, {"paused", "off", "stuck"}, {"none", "other"},
          "the destination has a guest with this uuid that this move did not bring", "refuse", job=_ANY, committed=None),
-    _row(13, _ALIVE, {"paused", "off", "stuck"}, {"done"},
+    _row(13, ALIVE, {"paused", "off", "stuck"}, {"done"},
          "the destination has a guest with this uuid that this move did not bring", "refuse", job=_ANY, committed=None),
 )
 # fmt: on

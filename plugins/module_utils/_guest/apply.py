@@ -18,7 +18,8 @@ from .._core import virt, xml
 from .._core.errors import PhyllomeError
 from .._core.plan import Change
 from . import domain, read, storage
-from .plan import POWER_RESULT, Decision
+from .draft import Decision
+from .plan_power import POWER_RESULT
 from .spec import Wanted
 
 _POLL = 0.25

@@ -16,6 +16,7 @@ from .._core.errors import PhyllomeError
 from .._core.names import check_name, guest_uuid
 from . import domain, plan, read, spec
 from .apply import Apply
+from .draft import Decision
 
 
 def converge(params: dict[str, t.Any], check: bool) -> dict[str, t.Any]:
@@ -143,7 +144,7 @@ def _one(look: read.Look, wanted: spec.Wanted, check: bool) -> dict[str, t.Any]:
     }
 
 
-def _decide(look: read.Look, wanted: spec.Wanted) -> tuple[t.Any, read.Guest | None, plan.Decision]:
+def _decide(look: read.Look, wanted: spec.Wanted) -> tuple[t.Any, read.Guest | None, Decision]:
     with virt.saying(f"Guest {wanted.name} cannot be looked up"):
         found, namesake = look.lookup(wanted)
     there = None if found is None else read.guest(found)

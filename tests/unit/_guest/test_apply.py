@@ -15,7 +15,15 @@ import yaml
 from ansible_collections.phyllome.virt.plugins.module_utils._core import virt, xml
 from ansible_collections.phyllome.virt.plugins.module_utils._core.errors import PhyllomeError
 from ansible_collections.phyllome.virt.plugins.module_utils._core.plan import Change, Plan
-from ansible_collections.phyllome.virt.plugins.module_utils._guest import apply, converge, plan, read, spec, tables
+from ansible_collections.phyllome.virt.plugins.module_utils._guest import (
+    apply,
+    converge,
+    draft,
+    plan_power,
+    read,
+    spec,
+    tables,
+)
 from ansible_collections.phyllome.virt.plugins.modules import phyllome_vm
 
 
@@ -85,7 +93,7 @@ def wanted(**options):
 
 def run(domain, *changes, options=None, **decision):
     step = apply.Apply(Connection(domain), domain, wanted(**(options or {})))
-    step.run(plan.Decision(Plan(changes), **decision))
+    step.run(draft.Decision(Plan(changes), **decision))
     return step
 
 
@@ -97,7 +105,7 @@ def test_the_definition_is_written_once_and_validated():
     domain = Domain()
     connection = Connection(domain)
     applying = apply.Apply(connection, None, wanted())
-    applying.run(plan.Decision(Plan((step("config"), step("config"), step("start"))), config=xml.element("domain")))
+    applying.run(draft.Decision(Plan((step("config"), step("config"), step("start"))), config=xml.element("domain")))
     assert connection.told == ["define_validate"]
     assert domain.told == [("createWithFlags", 0)]
     assert applying.begun
@@ -189,8 +197,8 @@ def test_the_rest(monkeypatch):
 
 def test_every_action_of_a_plan_is_known():
     known = {*apply._STEPS, "config", "live", "refused", "part"}
-    assert set(plan._ORDER) <= known
-    assert set(plan.POWER_RESULT) <= set(apply._STEPS)
+    assert set(draft.ORDER) <= known
+    assert set(plan_power.POWER_RESULT) <= set(apply._STEPS)
 
 
 # The doors
@@ -245,7 +253,7 @@ class World:
     """What ``_decide`` sees, one plan after the other."""
 
     def __init__(self, monkeypatch, lab, *plans):
-        self.decisions = [(Domain(), None, plan.Decision(Plan(changes))) for changes in plans]
+        self.decisions = [(Domain(), None, draft.Decision(Plan(changes))) for changes in plans]
         self.seen = 0
         monkeypatch.setattr(converge, "_decide", self.decide)
 

@@ -1,0 +1,186 @@
+# Copyright: Contributors to the phyllome.virt project
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The plan for a guest's devices. Pure.
+
+PRIVATE to the collection: no promise of stability for users outside of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing as t
+
+from .._core import xml
+from . import build, domain, storage
+from .tables import ALIAS, CDROMS, DISKS, KINDS, NETWORKS, DeviceKind, device_id
+
+if t.TYPE_CHECKING:
+    from .._core.xml import Element
+    from .draft import Draft
+    from .spec import Device
+
+
+def devices(draft: Draft, kind: DeviceKind) -> None:
+    """What is declared of one kind of devices."""
+    declared = draft.wanted.devices.get(kind.option)
+    if declared is None:
+        return
+    boots = _default_boots(draft)
+    for device in declared:
+        found = domain.device(kind, draft.root, device.id)
+        if found is None and draft.adopting:
+            known = len(draft.problems)
+            found = _recognise(draft, kind, device)
+            if len(draft.problems) > known:
+                continue
+        if found is None:
+            _add(draft, kind, device, boots.get(device.id))
+        else:
+            _edit(draft, kind, device, found)
+    if draft.wanted.prune:
+        _prune(draft, kind, {device.id for device in declared})
+
+
+def _default_boots(draft: Draft) -> dict[str, int]:
+    """A new guest boots from its disks, then from its CD-ROMs: an empty disk leads to the installer."""
+    if draft.there is not None:
+        return {}
+    listed = [device for devices in draft.wanted.devices.values() for device in devices]
+    if any("boot" in device.values for device in listed):
+        return {}
+    order = [device.id for kind in (DISKS, CDROMS) for device in listed if device.kind is kind]
+    return {device: number for number, device in enumerate(order, 1)}
+
+
+def _recognise(draft: Draft, kind: DeviceKind, device: Device) -> Element | None:
+    """The device of an adopted guest that is meant: the only one that is alike."""
+    strangers = [found for found in kind.elements(draft.root) if device_id(found) is None]
+    for option in kind.likeness:
+        alike = [found for found in strangers if kind.row(option).read(found) == device.values.get(option, found)]
+        if len(alike) == 1:
+            found = alike[0]
+            found.append(_alias(device.id))
+            draft.own_device(device)
+            draft.note("config", f"{device.path}.id", None, device.id, draft.when())
+            return found
+    if strangers:
+        draft.problem(
+            f"{device.path}: which of the guest's {kind.option} is meant is not clear",
+            f"it has {', '.join(domain.summary(kind, found) for found in strangers)} without an id",
+            f"Say it by {' or '.join(kind.likeness)}.",
+        )
+    return None
+
+
+def _add(draft: Draft, kind: DeviceKind, device: Device, boot: int | None) -> None:
+    for other in KINDS:
+        if domain.device(other, draft.root, device.id) is not None:
+            draft.problem(
+                f"{device.path}: the id is taken by one of the guest's {other.option}",
+                "each device of a guest has its own id, whatever its kind",
+                "Choose another id.",
+            )
+            return
+    made, values = build.device(device, draft.profile, draft.uuid)
+    if boot is not None:
+        values.setdefault("boot", boot)
+    if kind is DISKS:
+        values = _disk_values(draft, device, values)
+    if kind is NETWORKS and not ({"network", "bridge"} & set(values)):
+        draft.problem(
+            f"{device.path}: it is connected to nothing", "network or bridge is needed", "Say network: default."
+        )
+        return
+    _insert(draft.root, kind, made)
+    for row in kind.rows:
+        if row.option in values:
+            row.write(made, values[row.option])
+            draft.note("config", f"{device.path}.{row.option}", None, values[row.option], draft.when())
+    if values.get("bus") == "scsi":
+        build.scsi_controller(draft.root)
+    draft.own_device(device)
+    _connected(draft, device.path, made)
+
+
+def _disk_values(draft: Draft, device: Device, values: dict[str, t.Any]) -> dict[str, t.Any]:
+    path = draft.world.paths.get(device.id)
+    if path is None:
+        return values
+    image = draft.world.images.get(path)
+    if isinstance(image, storage.Image) and "format" not in device.values:
+        values = {**values, "format": image.format}
+    return {**values, "path": path}
+
+
+def _edit(draft: Draft, kind: DeviceKind, device: Device, found: Element) -> None:
+    running = None if draft.live is None else draft.running(kind, found)
+    for row in kind.rows:
+        if row.option not in device.values:
+            continue
+        value, before, path = device.values[row.option], row.read(found), f"{device.path}.{row.option}"
+        if row.option == "path" and kind is DISKS and value in draft.world.chains.get(str(before), ()):
+            continue  # the base of an external snapshot is what was declared
+        live = None
+        if running is not None and row.when == "live" and row.read(running) != value:
+            live = (row.read(running), running)
+            row.write(running, value)
+        if before == value:
+            if live:
+                draft.note("live", path, live[0], value, device=live[1])
+        elif row.when == "refused":
+            draft.note("refused", path, before, value, "refused")
+            draft.problem(
+                f"{path}: {value} is declared, the guest has {before}",
+                "a disk's file is not moved or converted by declaring another",
+                f"Declare {before}, or add a disk with an id of its own.",
+            )
+        else:
+            row.write(found, value)
+            draft.note("config", path, before, value, draft.when(row), **({"device": live[1]} if live else {}))
+            if row.option == "bus" and value == "scsi":
+                build.scsi_controller(draft.root)
+    _connected(draft, device.path, found)
+
+
+def _prune(draft: Draft, kind: DeviceKind, declared: set[str]) -> None:
+    for name in draft.marker.devices:
+        found = None if name in declared else domain.device(kind, draft.root, name)
+        if found is None:
+            continue
+        if kind is DISKS and draft.protected():
+            draft.problem(
+                f"disks.{name}: it is no longer declared, and the guest is protected",
+                "a protected guest loses no disk",
+                "Declare the disk, or say protected: false.",
+            )
+            continue
+        draft.note("config", f"{kind.option}.{name}", domain.summary(kind, found), None, draft.when())
+        found.getparent().remove(found)  # type: ignore[union-attr]
+        draft.marker = dataclasses.replace(
+            draft.marker, devices=tuple(device for device in draft.marker.devices if device != name)
+        )
+
+
+def _connected(draft: Draft, path: str, found: Element) -> None:
+    for option, known, remedy in (
+        ("network", draft.world.networks, "Make it with phyllome_network."),
+        ("bridge", draft.world.bridges, "Make the bridge on the host first."),
+    ):
+        name = NETWORKS.row(option).read(found) if found.tag == NETWORKS.tag else None
+        if name and name in known and known[name] is None:
+            draft.problem(f"{path}.{option}: {name}", f"this host has no such {option}", remedy)
+
+
+def _alias(name: str) -> Element:
+    return xml.element("alias", None, name=ALIAS + name)
+
+
+def _insert(root: Element, kind: DeviceKind, made: Element) -> None:
+    """After the last of its kind, so that people find it where they look for it."""
+    siblings = root.findall(f"devices/{kind.tag}")
+    if siblings:
+        siblings[-1].addnext(made)
+    else:
+        root.find("devices").append(made)  # type: ignore[union-attr]

@@ -1,0 +1,199 @@
+# Copyright: Contributors to the phyllome.virt project
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The plan for the files of a guest's disks. Pure.
+
+PRIVATE to the collection: no promise of stability for users outside of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import typing as t
+
+from .._core.errors import PhyllomeError
+from .._core.units import format_size
+from . import domain, storage
+from .domain import Volume
+from .tables import DISKS, TARGET
+
+if t.TYPE_CHECKING:
+    from .._core.xml import Element
+    from .draft import Draft
+    from .spec import Device
+
+
+_DIRECTORY_POOLS = ("dir", "fs", "netfs")
+
+
+def disks(draft: Draft) -> None:
+    """What the files of the declared disks need."""
+    room: dict[str, int] = {}
+    for disk in draft.wanted.devices.get(DISKS.option, ()):
+        found = domain.device(DISKS, draft.root, disk.id)
+        path = draft.world.paths.get(disk.id)
+        if found is None:
+            continue  # said already
+        if path is None:
+            _pool(draft, disk)
+            continue
+        if draft.world.exists.get(path):
+            _there(draft, disk, found, path)
+        else:
+            _missing(draft, disk, found, path, room)
+    for directory, bytes_needed in room.items():
+        if bytes_needed > draft.world.free.get(directory, bytes_needed):
+            draft.problem(
+                f"disks: {format_size(-(-bytes_needed // 1024**2) * 1024**2)} are needed in {directory}",
+                f"{draft.world.free[directory] // 1024**2}MiB are free there",
+                "Make room, or choose another pool.",
+            )
+
+
+def _pool(draft: Draft, disk: Device) -> None:
+    name = disk.pool or "images"
+    pool = draft.world.pools.get(name)
+    if pool is None:
+        draft.problem(
+            f"{disk.path}.pool: {name}",
+            "this host has no such storage pool",
+            "Make it with phyllome_pool, or give path.",
+        )
+    else:
+        draft.problem(f"{disk.path}.pool: {name}", "it has no directory", "Choose a pool of type dir.")
+
+
+def _new_disk(draft: Draft, disk: Device) -> bool:
+    return (
+        (DISKS.option, disk.id) in draft.added
+        and (draft.there is None or domain.device(DISKS, draft.there.config, disk.id) is None)
+        and not _recognised(draft, disk)
+    )
+
+
+def _recognised(draft: Draft, disk: Device) -> bool:
+    return any(change.path == f"{disk.path}.id" for change in draft.changes)
+
+
+def _there(draft: Draft, disk: Device, found: Element, path: str) -> None:
+    volume = draft.marker.volume(disk.id)
+    ours = volume is not None and volume.path == path
+    if _new_disk(draft, disk) and not ours and ("path" not in disk.values or disk.source):
+        draft.problem(
+            f"{disk.path}: {path} exists already",
+            "it is not ours, and nothing is overwritten",
+            f"Declare it with path: {path} and without source to use it as it is, or move it away.",
+        )
+        return
+    if ours and volume is not None and not volume.made:
+        draft.note("volume.finish", f"{disk.path}.path", None, path, why="an earlier run was cut off", id=disk.id)
+    image, form = draft.world.images.get(path), DISKS.row("format").read(found)
+    if isinstance(image, PhyllomeError):
+        draft.problems.append(image)
+        return
+    if image is not None and image.format != form:
+        draft.problem(f"{disk.path}.format: {form}", f"{path} is {image.format}", f"Declare format: {image.format}.")
+        return
+    block = None if draft.there is None else draft.there.blocks.get(TARGET.read(found))
+    capacity = image.capacity if image is not None else block[0] if block else None
+    if disk.size is not None and capacity is not None:
+        _resize(draft, disk, found, path, capacity)
+
+
+def _resize(draft: Draft, disk: Device, found: Element, path: str, capacity: int) -> None:
+    size = disk.size or capacity
+    if size < capacity:
+        draft.note("refused", f"{disk.path}.size", format_size(capacity), format_size(size), "refused")
+        draft.problem(
+            f"{disk.path}.size: {format_size(size)} is less than the {format_size(capacity)} that it has",
+            "a disk is never shrunk: its end would be cut off",
+            f"Declare {format_size(capacity)} or more.",
+        )
+    elif size > capacity:
+        running = None if draft.live is None else draft.running(DISKS, found)
+        draft.note(
+            "volume.grow",
+            f"{disk.path}.size",
+            format_size(capacity),
+            format_size(size),
+            file=path,
+            form=DISKS.row("format").read(found),
+            size=size,
+            target=None if running is None else TARGET.read(running),
+        )
+
+
+def _missing(draft: Draft, disk: Device, found: Element, path: str, room: dict[str, int]) -> None:
+    volume = draft.marker.volume(disk.id)
+    ours = volume is not None and volume.path == path
+    if (volume is not None and ours and volume.made) or not (ours or _new_disk(draft, disk)):
+        draft.problem(
+            f"{disk.path}: its file {path} is gone",
+            "it was there before, so it is not made anew",
+            "Is a file system not mounted? To start again from nothing, remove the guest first.",
+        )
+        return
+    directory = os.path.dirname(path)
+    pool = draft.world.pools.get(disk.pool or "images") if "path" not in disk.values else None
+    if pool is not None and (not pool.active or pool.type not in _DIRECTORY_POOLS):
+        why = f"its type is {pool.type}" if pool.active else "it is not active"
+        draft.problem(
+            f"{disk.path}.pool: {disk.pool or 'images'}", why, "Start it, or choose an active pool of type dir."
+        )
+        return
+    if directory not in draft.world.free:
+        draft.problem(f"{disk.path}: {directory} is not a directory", "disks are made there", "Make it first.")
+        return
+    source = _source(draft, disk)
+    if disk.size is None and disk.source is None:
+        draft.problem(f"{disk.path}: its size is not known", "size or source is needed to make it", "Declare size.")
+    if disk.source is not None and source is None:
+        return
+    size = max(disk.size or 0, source.capacity if source else 0)
+    if not size:
+        return
+    room[directory] = room.get(directory, 0) + storage.needed(size, source)
+    if not ours:
+        volumes = tuple(kept for kept in draft.marker.volumes if kept.id != disk.id)
+        draft.marker = dataclasses.replace(draft.marker, volumes=(*volumes, Volume(disk.id, path, False)))
+    draft.note(
+        "volume.create",
+        f"{disk.path}.size",
+        None,
+        format_size(size),
+        id=disk.id,
+        file=path,
+        form=DISKS.row("format").read(found),
+        size=size,
+        source=disk.source.path if disk.source else None,
+    )
+
+
+def _source(draft: Draft, disk: Device) -> storage.Image | None:
+    if disk.source is None:
+        return None
+    path = f"{disk.path}.source.path"
+    if not draft.world.exists.get(disk.source.path):
+        draft.problem(f"{path}: {disk.source.path}", "this host has no such file", "Put the image there first.")
+        return None
+    image = draft.world.images[disk.source.path]
+    if isinstance(image, PhyllomeError):
+        draft.problem(f"{disk.path}.source: {image.what}", image.why, image.remedy)
+        return None
+    if image.refers:
+        draft.problem(
+            f"{path}: {disk.source.path} refers to another file",
+            f"a part of its content is in {image.refers}",
+            "Make one image of it: qemu-img convert -O qcow2 FILE NEW.",
+        )
+        return None
+    if disk.size is not None and disk.size < image.capacity:
+        draft.problem(
+            f"{disk.path}.size: {format_size(disk.size)} is less than the {format_size(image.capacity)} of its source",
+            "the end of the image would be cut off",
+            f"Declare {format_size(image.capacity)} or more, or leave size out.",
+        )
+        return None
+    return image

@@ -1,0 +1,95 @@
+# Copyright: Contributors to the phyllome.virt project
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The plan for a guest's power. Pure.
+
+PRIVATE to the collection: no promise of stability for users outside of it.
+"""
+
+from __future__ import annotations
+
+import typing as t
+
+from .tables import CDROMS, DISKS, NETWORKS
+
+if t.TYPE_CHECKING:
+    from .draft import Draft
+
+
+POWER: dict[tuple[str, str], tuple[str, ...]] = {
+    # what it is, what is wanted: what to do
+    ("stopped", "running"): ("start",),
+    ("paused", "running"): ("resume",),
+    ("suspended", "running"): ("wakeup",),
+    ("crashed", "running"): ("destroy", "start"),
+    ("stopped", "paused"): ("start_paused",),
+    ("running", "paused"): ("suspend",),
+    ("suspended", "paused"): ("wakeup", "suspend"),
+    ("crashed", "paused"): ("destroy", "start_paused"),
+    ("running", "stopped"): ("shutdown",),
+    ("stopping", "stopped"): ("shutdown",),
+    ("paused", "stopped"): ("resume", "shutdown"),
+    ("suspended", "stopped"): ("wakeup", "shutdown"),
+    ("crashed", "stopped"): ("destroy",),
+}
+"""A crashed guest is dead already: ``destroy`` only clears it away. Nothing else here kills a guest."""
+
+POWER_RESULT = {
+    "start": "running",
+    "resume": "running",
+    "wakeup": "running",
+    "start_paused": "paused",
+    "suspend": "paused",
+    "shutdown": "stopped",
+    "destroy": "stopped",
+}
+"""What each step leads to."""
+
+
+def power(draft: Draft) -> None:
+    """The steps to the declared power state."""
+    state = "stopped" if draft.there is None else draft.there.state
+    target = draft.wanted.state
+    if target in ("present", state):
+        return
+    steps = POWER.get((state, target))
+    if steps is None:
+        draft.problem(
+            f"state: {target} is declared, the guest is {state}",
+            "that is on its way to another state" if state == "stopping" else "libvirt does not say more",
+            "Run again when it has come to rest.",
+        )
+        return
+    if steps[-1].startswith("start"):
+        _startable(draft)
+    before = "absent" if draft.there is None else state
+    for step in steps:
+        draft.note(step, "state", before, POWER_RESULT[step])
+        before = POWER_RESULT[step]
+
+
+def _startable(draft: Draft) -> None:
+    if draft.there is not None and draft.there.managed_save:
+        draft.warnings.append(
+            f"Guest {draft.wanted.name} has a saved state (virsh managedsave) and continues from it, with the "
+            "devices of that time; virsh managedsave-remove throws it away."
+        )
+    for found in NETWORKS.elements(draft.root):
+        name = NETWORKS.row("network").read(found)
+        if name and draft.world.networks.get(name) is False:
+            draft.problem(
+                f"networks.{NETWORKS.label(found)}.network: {name}",
+                "the network is not active, and a guest cannot start without it",
+                f"Start it: virsh net-start {name}.",
+            )
+    declared = {device.id for devices in draft.wanted.devices.values() for device in devices}
+    for kind in (CDROMS, DISKS):
+        for found in kind.elements(draft.root):
+            path, label = kind.row("path").read(found), kind.label(found)
+            if path and draft.world.exists.get(path) is False and not (kind is DISKS and label in declared):
+                draft.problem(
+                    f"{kind.option}.{label}.path: {path}",
+                    "this host has no such file",
+                    "Put it there, or correct the path.",
+                )

@@ -316,7 +316,7 @@ def _block(tree: Tree, name: str, path: str, there: tuple[str, ...]) -> Block:
         holders=tree.names(f"{path}/holders"),
         alias=tree.text(f"{path}/dm/name") if "dm" in there else None,
         backing_file=tree.text(f"{path}/loop/backing_file") if "loop" in there else None,
-        content=_content(tree, number) if number and "/virtual/" not in path else None,
+        content=_content(tree, number) if number and (subsystem or "/virtual/" not in path) else None,
     )
 
 

@@ -540,10 +540,172 @@ def bare(**host: t.Any) -> Machine:
     return m
 
 
+def one_group() -> Machine:
+    """Intel desktop of 2014: its processor's ports lack access control, so NIC and HBA share a group with both."""
+    m = Machine()
+    m.host(tables=["DMAR"], cmdline="intel_iommu=on", sys_vendor="ASUSTeK COMPUTER INC.", board="Z97-WS")
+    m.iommu_on(["dmar0", "dmar1"])
+    m.pci("0000:00:00.0", "8086:0c00", "060000", group=0, reset=None)
+    for function in (0, 1):
+        m.pci(f"0000:00:01.{function}", f"8086:0c0{1 + 4 * function}", "060400", group=1, driver="pcieport", reset="pm")
+        m.acs(f"0000:00:01.{function}", None)
+    for function in (0, 1):
+        m.pci(f"0000:01:00.{function}", "8086:10fb", "020000", behind="0000:00:01.0", group=1, driver="ixgbe",
+              subsystem="8086:000c", bars=[1 << 19])  # fmt: skip
+        m.interface(f"enp1s0f{function}", f"0000:01:00.{function}", state="down" if function else "up")
+    m.route("enp1s0f0")
+    m.pci("0000:02:00.0", "1000:0072", "010700", behind="0000:00:01.1", group=1, driver="mpt3sas",
+          subsystem="1000:3020", bars=[1 << 8, 1 << 14])  # fmt: skip
+    m.disk("sdb", "0000:02:00.0", "8:16", {"sdb1": "ext4"})
+    m.pci("0000:00:1f.0", "8086:8cc6", "060100", group=9, driver="lpc_ich", reset=None)
+    m.pci("0000:00:1f.2", "8086:8c82", "010601", group=9, driver="ahci", reset=None)
+    m.pci("0000:00:1f.3", "8086:8ca2", "0c0500", group=9, driver="i801_smbus", reset=None)
+    m.disk("sda", "0000:00:1f.2", "8:0", {"sda1": "ext4"})
+    m.mount("8:1", "/", "ext4", "/dev/sda1")
+    return m
+
+
+def no_table() -> Machine:
+    """Intel office PC whose firmware has VT-d switched off, and VT-x as well."""
+    m = bare(flags="", config={"INTEL_IOMMU_DEFAULT_ON": "y"}, sys_vendor="Dell Inc.", board="0T10XW")
+    m.pci("0000:00:02.0", "8086:9bc8", "030000", driver="i915", boot_vga="1", reset="flr", bars=[1 << 24])
+    m.gpu("0000:00:02.0", 0, {"DP-1": True})
+    return m
+
+
+def disabled() -> Machine:
+    """AMD machine with its table, and ``amd_iommu=off`` on the command line of this boot and of the next."""
+    m = bare(vendor="AuthenticAMD", flags="svm", tables=["IVRS"], cmdline="amd_iommu=off", sys_vendor="Gigabyte",
+             board="B550 AORUS")  # fmt: skip
+    m.file("boot/grub/grub.cfg", "menuentry 'Debian' {\n\tlinux /vmlinuz root=/dev/sda1 ro quiet amd_iommu=off\n}\n")
+    m.file("usr/sbin/update-initramfs", "")
+    return m
+
+
+def without_driver() -> Machine:
+    """Intel mini PC with its table, and a kernel of its own without any IOMMU driver: ``iommu_groups`` is there, empty."""
+    config = {"INTEL_IOMMU": "n", "AMD_IOMMU": "n", "IRQ_REMAP": "n"}
+    return bare(tables=["DMAR"], config=config, sys_vendor="Intel Corporation", board="NUC8BEB", chassis=35)
+
+
+def multipath() -> Machine:
+    """Server whose root is one NVMe namespace that two controllers, in two groups, lead to."""
+    m = Machine()
+    m.host(vendor="AuthenticAMD", flags="svm", tables=["IVRS"], chassis=23, sys_vendor="Supermicro", board="H12SSW-NT")
+    m.iommu_on(["ivhd0", "ivhd1"])
+    below = "sys/devices/virtual/nvme-subsystem/nvme-subsys0"
+    for number, bus in enumerate(("21", "41")):
+        m.pci(f"0000:{bus}:01.0", "1022:1483", "060400", group=10 + number, driver="pcieport", reset="pm")
+        address = f"0000:{int(bus, 16) + 1:02x}:00.0"
+        path = m.pci(address, "144d:a824", "010802", behind=f"0000:{bus}:01.0", group=20 + number, driver="nvme",
+                     numa_node=str(number), bars=[1 << 15])  # fmt: skip
+        m.file(f"{path}/nvme/nvme{number}/serial", "S64GNE0T100001\n")
+        m.link(f"{below}/nvme{number}", f"{path}/nvme/nvme{number}")
+    head = f"{below}/nvme0n1"
+    m._block(head, "259:0", "E:ID_PART_TABLE_TYPE=gpt\n")
+    m.directories.add(f"{head}/slaves")
+    for part, (point, fstype) in enumerate((("/boot/efi", "vfat"), ("/", "xfs")), 1):
+        m._block(f"{head}/nvme0n1p{part}", f"259:{part}", f"E:ID_FS_TYPE={fstype}\n")
+        m.file(f"{head}/nvme0n1p{part}/partition", f"{part}\n")
+        m.mount(f"259:{part}", point, fstype, f"/dev/nvme0n1p{part}")
+    m.pci("0000:61:00.0", "14e4:16d8", "020000", group=30, driver="bnxt_en", numa_node="0")
+    m.interface("eno1np0", "0000:61:00.0")
+    m.route("eno1np0")
+    return m
+
+
+def overridden() -> Machine:
+    """The desktop with the ACS override: every function has a group of its own, and none of them proves anything."""
+    m = desktop()
+    m.file("proc/cmdline", "BOOT_IMAGE=/vmlinuz quiet iommu=pt pcie_acs_override=downstream,multifunction\n")
+    for group, address in ((40, "0000:0a:00.1"), (41, "0000:0b:00.1")):
+        path = m.path_of(address)
+        old = posixpath.basename(m.links[f"{path}/iommu_group"])
+        m.remove(f"sys/kernel/iommu_groups/{old}/devices/{address}")
+        m.link(f"{path}/iommu_group", f"sys/kernel/iommu_groups/{group}")
+        m.link(f"sys/kernel/iommu_groups/{group}/devices/{address}", path)
+        m.file(f"sys/kernel/iommu_groups/{group}/type", "identity\n")
+        m.file(f"sys/kernel/iommu_groups/{group}/reserved_regions", "0x00000000fee00000 0x00000000feefffff msi\n")
+    return m
+
+
+def usb_boot() -> Machine:
+    """Home server that runs from a USB stick; its six-port SATA controller has disks of the pool it serves."""
+    m = Machine()
+    m.host(tables=["DMAR"], config={"INTEL_IOMMU_DEFAULT_ON": "y"}, sys_vendor="ASRock", board="J5040-ITX")
+    m.iommu_on(["dmar0"])
+    m.pci("0000:00:02.0", "8086:3184", "030000", group=0, driver="i915", boot_vga="1", reset="flr", bars=[1 << 24])
+    m.gpu("0000:00:02.0", 0, {"HDMI-A-1": False})
+    usb = m.pci("0000:00:15.0", "8086:31a8", "0c0330", group=5, driver="xhci_hcd", bars=[1 << 16])
+    m.keyboard(4, f"{usb}/usb1/1-3/1-3:1.0/0003:046D:C52B.0002")
+    stick = f"{usb}/usb2/2-1/2-1:1.0/host6/target6:0:0/6:0:0:0/block/sdc"
+    m._block(stick, "8:32", "E:ID_PART_TABLE_TYPE=gpt\n")
+    m.directories.add(f"{stick}/slaves")
+    for part, (point, fstype) in enumerate((("/boot/efi", "vfat"), ("/", "ext4")), 1):
+        m._block(f"{stick}/sdc{part}", f"8:{32 + part}", f"E:ID_FS_TYPE={fstype}\n")
+        m.file(f"{stick}/sdc{part}/partition", f"{part}\n")
+        m.mount(f"8:{32 + part}", point, fstype, f"/dev/sdc{part}")
+    m.pci("0000:00:13.0", "8086:31d8", "060400", group=3, driver="pcieport", reset="pm")
+    m.pci("0000:01:00.0", "1b21:1166", "010601", behind="0000:00:13.0", group=6, driver="ahci", reset="pm bus")
+    m.disk("sda", "0000:01:00.0", "8:0", {"sda1": "zfs_member"})
+    m.pci("0000:00:13.1", "8086:31d9", "060400", group=4, driver="pcieport", reset="pm")
+    m.pci("0000:02:00.0", "10ec:8168", "020000", behind="0000:00:13.1", group=7, driver="r8169")
+    m.interface("enp2s0", "0000:02:00.0")
+    m.route("enp2s0")
+    return m
+
+
+def arm() -> Machine:
+    """Arm server with one SMMU per PCI domain; its console is on the graphics of the management controller."""
+    m = Machine()
+    config = {"INTEL_IOMMU": "n", "AMD_IOMMU": "n", "IRQ_REMAP": "n", "ARM_SMMU": "y", "ARM_SMMU_V3": "y"}
+    m.host(tables=["IORT"], config=config, chassis=23, sys_vendor="GIGABYTE", board="MP32-AR1-00",
+           cmdline="console=ttyAMA0")  # fmt: skip
+    m.file(
+        "proc/cpuinfo",
+        "processor\t: 0\nBogoMIPS\t: 50.00\nFeatures\t: fp asimd evtstrm aes crc32 atomics cpuid\n"
+        "CPU implementer\t: 0x41\nCPU architecture: 8\nCPU part\t: 0xd0c\n\nprocessor\t: 1\n",
+    )
+    m.file("proc/consoles", "ttyAMA0              -W- (EC   a  )  204:64\n")
+    for number, chip in enumerate(("GICv3", "ITS-PCI-MSI-0001:01:00.0")):
+        m.file(f"sys/kernel/irq/{number}/chip_name", f"{chip}\n")
+    for number in range(3):
+        unit = f"arm-smmu-v3.{number}.auto"
+        m.directories.add(f"sys/devices/platform/{unit}/iommu/smmu3.{number}/devices")
+        m.link(f"sys/class/iommu/smmu3.{number}", f"sys/devices/platform/{unit}/iommu/smmu3.{number}")
+    for domain in range(3):
+        m.pci(f"000{domain}:00:00.0", "1def:e100", "060000", group=10 * domain, reset=None)
+        m.pci(f"000{domain}:00:01.0", "1def:e101", "060400", group=10 * domain + 1, driver="pcieport", reset="pm")
+    m.pci("0000:01:00.0", "15b3:1015", "020000", behind="0000:00:01.0", group=2, driver="mlx5_core", numa_node="0")
+    m.interface("enP0p1s0", "0000:01:00.0")
+    m.route("enP0p1s0")
+    m.pci("0001:01:00.0", "144d:a808", "010802", behind="0001:00:01.0", group=12, driver="nvme", numa_node="0")
+    m.disk("nvme0n1", "0001:01:00.0", "259:0", {"nvme0n1p1": "vfat", "nvme0n1p2": "ext4"})
+    m.mount("259:2", "/", "ext4", "/dev/nvme0n1p2")
+    m.mount("259:1", "/boot/efi", "vfat", "/dev/nvme0n1p1")
+    # A bridge to conventional PCI, and behind it the management controller's graphics.
+    m.pci("0002:01:00.0", "1a03:1150", "060400", behind="0002:00:01.0", group=22, reset=None)
+    m.pci("0002:02:00.0", "1a03:2000", "030000", behind="0002:01:00.0", group=22, driver="ast", boot_vga="1",
+          reset=None)  # fmt: skip
+    m.gpu("0002:02:00.0", 0, {"VGA-1": True})
+    m.pci("0002:00:02.0", "1def:e102", "060400", group=23, driver="pcieport", reset="pm")
+    m.pci("0002:03:00.0", "10de:1eb8", "030200", behind="0002:00:02.0", group=24, driver=None, bars=[1 << 24, 1 << 34])
+    return m
+
+
 CAPTURES = {
+    "acs-override": overridden,
     "amd-desktop-two-gpus": desktop,
+    "arm-server-smmu": arm,
+    "disabled-on-cmdline": disabled,
     "intel-laptop-vmd": laptop,
+    "kernel-without-driver": without_driver,
+    "nic-and-hba-in-one-group": one_group,
+    "no-firmware-table": no_table,
+    "nvme-multipath-root": multipath,
     "server-bond-lvm": server,
+    "sriov-in-use": sriov,
+    "usb-boot": usb_boot,
     "vm-without-iommu": guest,
 }
 

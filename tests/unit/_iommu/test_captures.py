@@ -23,7 +23,7 @@ def test_replay(tmp_path, tree):
 
 
 def test_there_are_captures_and_each_says_where_it_comes_from():
-    assert len(CAPTURES) >= 4
+    assert len(CAPTURES) >= 12
     for tree in CAPTURES:
         assert "composed by hand" in (tree.parent / "README.md").read_text()
 

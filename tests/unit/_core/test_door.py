@@ -38,7 +38,12 @@ def module(monkeypatch, capsys) -> t.Callable[..., dict[str, t.Any]]:
         # How a warning travels differs between versions of ansible-core, and where a controller is about.
         warned: list[str] = []
         monkeypatch.setattr(basic.AnsibleModule, "warn", lambda self, warning: warned.append(warning))
-        spec = {"name": {"type": "str"}, "uuid": {"type": "str"}}
+        spec = {
+            "name": {"type": "str"},
+            "uuid": {"type": "str"},
+            "seed": {"type": "dict", "options": {"user_data": {"type": "raw"}}},
+            "guests": {"type": "list", "elements": "dict"},
+        }
         serve: t.Callable[..., t.Any] = door.serve  # to mypy, nothing comes after what never returns
         with pytest.raises(SystemExit) as end:
             serve(spec, body, **constraints)
@@ -83,3 +88,33 @@ def test_a_bug_is_not_dressed_up(monkeypatch):
     monkeypatch.setattr("sys.stdout", io.StringIO())
     with pytest.raises(KeyError):
         door.serve({}, lambda params, check_mode: params["nothing"])
+
+
+def test_secrets_are_shown_nowhere_and_what_is_none_stays_readable(module, monkeypatch):
+    logged: list[str] = []
+    monkeypatch.setattr(basic.AnsibleModule, "log", lambda self, msg, log_args=None: logged.append(f"{msg} {log_args}"))
+    text = "#cloud-config\npassword: hunter2\n"
+    given = {
+        "name": "web",
+        "seed": {"user_data": {"users": [{"name": "web"}], "password": "hunter2"}},
+        "guests": [{"name": "db", "seed": {"user_data": text}}],
+    }
+
+    def body(params: dict[str, t.Any], check_mode: bool) -> dict[str, t.Any]:
+        assert params["seed"] == given["seed"]
+        return {"changed": False, "guest": {"name": "web"}, "said": f"so {text}"}
+
+    result = module(body, given, secret=("user_data",))
+    assert result["guest"] == {"name": "web"}
+    if "invocation" in result:  # ansible-core 2.21 has it only when asked
+        assert result["invocation"]["module_args"]["name"] == "web"
+        assert result["invocation"]["module_args"]["guests"][0]["name"] == "db"
+    assert "hunter2" not in json.dumps(result)
+
+    def fails(params: dict[str, t.Any], check_mode: bool) -> dict[str, t.Any]:
+        raise PhyllomeError("no", text, "do")
+
+    result = module(fails, given, secret=("user_data",))
+    assert "hunter2" not in json.dumps(result)
+    assert logged
+    assert "hunter2" not in "".join(logged)

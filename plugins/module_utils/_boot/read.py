@@ -80,6 +80,11 @@ def tokens(line: str) -> tuple[str, ...]:
     return tuple(_TOKEN.findall(line))
 
 
+def is_repair(line: str) -> bool:
+    """Whether arguments are those of an entry that a person picks to repair something."""
+    return _REPAIR.search(line) is not None
+
+
 def read_running(tree: Tree) -> tuple[str, ...] | None:
     """The arguments that the kernel was started with."""
     line = tree.text("proc/cmdline", 16 * 4096)
@@ -113,7 +118,7 @@ def read_next(tree: Tree) -> tuple[tuple[str, ...], ...] | None:
                 return None
             matches = (_GRUB_LINUX.match(line) for line in config.splitlines())
             lines += [match.group(1) for match in matches if match]
-    return tuple(tokens(line) for line in lines if not _REPAIR.search(line)) or None
+    return tuple(tokens(line) for line in lines if not is_repair(line)) or None
 
 
 def _options(tree: Tree, entry: str) -> str:

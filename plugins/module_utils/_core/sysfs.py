@@ -10,6 +10,7 @@ PRIVATE to the collection: no promise of stability for users outside of it.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import typing as t
@@ -25,6 +26,9 @@ _NUMBER = re.compile(r"^-?(?:0[xX][0-9a-fA-F]{1,16}|[0-9]{1,20})$")
 # O_NONBLOCK: a named pipe in a captured tree must not hang us, and /dev/kmsg ends there.
 _OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAX_LINKS = 40  # as the kernel, path_resolution(7)
+UNREAD = "unread.json"
+"""In a captured tree: path → why it could not be read on the machine itself."""
+_NO_TEXT = "a name in it is not text"
 
 
 class Tree:
@@ -67,6 +71,16 @@ class Tree:
         self._base = os.path.join(os.path.realpath(root), "")
         self._plain: set[str] = set()
         self._known: dict[str, str] = {}
+        self._denied = self._captured_unread() if self._base != "/" else {}
+
+    def _captured_unread(self) -> dict[str, str]:
+        try:
+            with open(self._base + UNREAD, encoding="utf-8") as file:
+                found = json.loads(file.read(1 << 24))
+        except (OSError, ValueError):  # a tree that was not captured by us, or is spoilt
+            return {}
+        pairs = found.items() if isinstance(found, dict) else ()
+        return {path: why for path, why in pairs if isinstance(why, str)}
 
     def exists(self, path: str) -> bool:
         """Whether something is there; a dangling link is something."""
@@ -81,6 +95,8 @@ class Tree:
             path: below the root.
             limit: bytes; what is longer is not read at all, since half of it may mean something else.
         """
+        if path in self._denied:
+            return self._unread(path, self._denied[path])
         head, dummy, name = path.rpartition("/")
         parent = self._real(head)
         if parent is None:
@@ -138,6 +154,9 @@ class Tree:
 
     def names(self, path: str) -> tuple[str, ...] | None:
         """What is in a directory, sorted. A name that is not UTF-8 is left out, and the directory counts as unread."""
+        denied = self._denied.get(path, _NO_TEXT)
+        if denied != _NO_TEXT:
+            return self._unread(path, denied)
         real = self._real(path)
         if real is None:
             return self._unread(path, "too many links")
@@ -146,18 +165,20 @@ class Tree:
         except (OSError, ValueError) as exc:
             return self._unread(path, exc)
         good = tuple(name for name in found if name.isprintable())
-        if len(good) != len(found):
-            self._unread(path, "a name in it is not text")
+        if len(good) != len(found) or path in self._denied:
+            self._unread(path, _NO_TEXT)
         return good
 
     def link(self, path: str) -> str | None:
         """The text of a link as it stands there."""
+        if path in self._denied:
+            return self._unread(path, self._denied[path])
         head, dummy, name = path.rpartition("/")
         parent = self._real(head)
         if parent is None:
             return self._unread(path, "too many links")
         try:
-            return os.readlink(f"{self._base}{parent}/{name}")
+            return self._readlink(f"{parent}/{name}")
         except (OSError, ValueError) as exc:
             return self._unread(path, exc)
 
@@ -183,6 +204,9 @@ class Tree:
         self.unread[path] = str(why)
         return None
 
+    def _readlink(self, path: str) -> str:
+        return os.readlink(self._base + path)
+
     def _real(self, path: str) -> str | None:
         """The path without links, relative to the root; None when there are too many of them."""
         known = self._known.get(path)
@@ -203,7 +227,7 @@ class Tree:
                 here = step
                 continue
             try:
-                target = os.readlink(self._base + step)
+                target = self._readlink(step)
             except (OSError, ValueError):  # no link, or nothing there, or a name that cannot be
                 self._plain.add(step)
                 here = step

@@ -95,6 +95,27 @@ def read_catalogue(tree: Tree, kernel: str | None, vendors: t.Collection[str]) -
     )
 
 
+def extract(
+    catalogue: Catalogue, modaliases: t.Iterable[str], ids: t.Iterable[tuple[str | None, str | None]]
+) -> tuple[str, str]:
+    """What of ``modules.alias`` and of ``pci.ids`` is about certain devices, as such files.
+
+    Args:
+        catalogue: to look things up in.
+        modaliases: of the devices, without ``pci:``.
+        ids: (vendor, device) of the devices.
+    """
+    lines: set[str] = set()
+    for modalias in modaliases:
+        for kind, table in (("pci", catalogue.drivers), ("vfio_pci", catalogue.variants)):
+            lines |= {f"alias {kind}:{one.pattern} {one.module}\n" for one in _matching(table or {}, modalias)}
+    names = []
+    for vendor, (name, devices) in sorted((catalogue.names or {}).items()):
+        names.append(f"{vendor}  {name}\n")
+        names += [f"\t{device}  {devices[device]}\n" for device in sorted(devices) if (vendor, device) in ids]
+    return "".join(sorted(lines)), "".join(names)
+
+
 def _aliases(tree: Tree, kernel: str | None) -> dict[str, dict[tuple[str, str], tuple[Alias, ...]]] | None:
     where = next(
         (f"{path}/{kernel}" for path in _MODULES if kernel and tree.exists(f"{path}/{kernel}/modules.alias")), None

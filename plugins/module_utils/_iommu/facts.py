@@ -37,8 +37,12 @@ def gather(root: str, parts: t.Iterable[str] = ("all",), protect: t.Sequence[str
     Raises:
         PhyllomeError: root is no such directory, or something to protect is not there.
     """
+    return gather_from(Tree(root, "sysfs_root"), parts, protect)
+
+
+def gather_from(tree: Tree, parts: t.Iterable[str] = ("all",), protect: t.Sequence[str] = ()) -> dict[str, t.Any]:
+    """The same of a tree that somebody has opened already."""
     wanted = PARTS if "all" in parts else tuple(part for part in PARTS if part in parts)
-    tree = Tree(root, "sysfs_root")
     identity = read_identity(tree)
     iommu = read_iommu(tree, identity.kernel)
     state = judge_iommu(identity, iommu)

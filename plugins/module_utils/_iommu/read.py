@@ -289,7 +289,12 @@ def _log(tree: Tree) -> tuple[str, ...] | None:
     if data is None:
         return None
     lines = (line.partition(";")[2].strip() for line in data.decode("utf-8", "replace").splitlines())
-    return tuple(line for line in lines if _LOG.search(line))
+    return tuple(line for line in lines if is_of_iommu(line))
+
+
+def is_of_iommu(line: str) -> bool:
+    """Whether a line of the kernel's log is about the IOMMU."""
+    return _LOG.search(line) is not None
 
 
 def _interrupts(tree: Tree) -> t.Iterator[str]:

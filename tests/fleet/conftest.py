@@ -78,8 +78,9 @@ class Site:
         return [host.name for host in self.fleet.hosts if name in self.guests(host.name)]
 
     def running(self, name: str) -> list[str]:
-        """Hosts on which a guest runs."""
-        return [host.name for host in self.fleet.hosts if name in self.virsh(host.name, "list", "--name").split()]
+        """Hosts on which a guest runs; paused is not running."""
+        listed = ("list", "--name", "--state-running")
+        return [host.name for host in self.fleet.hosts if name in self.virsh(host.name, *listed).split()]
 
     def disk(self, host: str, name: str) -> str:
         """Path of a guest's first disk."""

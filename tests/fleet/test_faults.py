@@ -112,6 +112,15 @@ def moving(site: Site, mover: dict[str, t.Any], mib: int = SLOW) -> t.Iterator[s
     assert after.boots == before.boots and after.count >= before.count
 
 
+def strike(site: Site, host: str, victim: str, number: signal.Signals = signal.SIGKILL) -> None:
+    """Send a signal to a process as soon as it is there."""
+    deadline = time.monotonic() + 30
+    while not site.fleet.host(host).processes(victim):
+        assert time.monotonic() < deadline, f"{victim} was not to be seen at {host}"
+        time.sleep(0.05)
+    site.fleet.host(host).kill(victim, number)
+
+
 @pytest.mark.parametrize(
     ("host", "victim"),
     [
@@ -124,19 +133,14 @@ def moving(site: Site, mover: dict[str, t.Any], mib: int = SLOW) -> t.Iterator[s
 )
 def test_something_dies_in_the_middle(site: Site, mover: dict[str, t.Any], host: str, victim: str) -> None:
     with moving(site, mover):
-        deadline = time.monotonic() + 30
-        while not site.fleet.host(host).processes(victim):
-            assert time.monotonic() < deadline, f"{victim} was not to be seen at {host}"
-            time.sleep(0.05)
-        site.fleet.host(host).kill(victim)
+        strike(site, host, victim)
 
 
 def test_a_hanging_qemu_at_the_destination_is_removed(site: Site, mover: dict[str, t.Any]) -> None:
     """libvirt there cannot undo the migration: it waits for a QEMU that answers no more."""
-    beta = site.fleet.host("beta")
     with moving(site, mover):
-        beta.kill(QEMU, signal.SIGSTOP)
-        beta.kill("/usr/sbin/libvirtd")
+        strike(site, "beta", QEMU, signal.SIGSTOP)
+        strike(site, "beta", "/usr/sbin/libvirtd")
 
 
 def test_the_controller_dies_in_the_middle(site: Site, mover: dict[str, t.Any]) -> None:

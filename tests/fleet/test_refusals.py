@@ -138,7 +138,6 @@ def test_a_guest_that_is_on_two_hosts(site: Site) -> None:
     site.remove("twin")
 
 
-@pytest.mark.unproven
 def test_too_little_space_at_the_destination(site: Site) -> None:
     guest = site.guest("big", "alpha")
     site.run([guest]).ok()

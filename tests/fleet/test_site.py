@@ -85,7 +85,6 @@ def test_editing_host_moves_the_guest_while_it_runs_and_back(site: Site, built: 
         assert again.changed == {"alpha": 0, "beta": 0}
 
 
-@pytest.mark.unproven
 def test_check_mode_predicts_new_changed_and_removed_guests(site: Site) -> None:
     first = [site.guest("one", "alpha", memory="64MiB"), site.guest("two", "beta", state="stopped")]
     check = site.run(first, "--check", "--diff").ok()
@@ -113,7 +112,6 @@ def moved(run: runner.Run) -> dict[str, t.Any]:
     )
 
 
-@pytest.mark.unproven
 def test_a_guest_with_secure_boot_and_tpm_moves_with_its_variables_and_its_tpm(site: Site) -> None:
     win = {
         "name": "win11",
@@ -158,7 +156,6 @@ def test_a_guest_with_secure_boot_and_tpm_moves_with_its_variables_and_its_tpm(s
     site.remove("win11")
 
 
-@pytest.mark.unproven
 def test_a_guest_that_is_off_moves_and_stays_off(site: Site) -> None:
     guest = site.guest("idle", "alpha", state="stopped")
     site.run([guest]).ok()

@@ -202,7 +202,7 @@ def _storage(block: t.Callable[[str, str, str], None], there: str, guest: Guest,
         if needed > pool.available:
             block(
                 "space",
-                f"pool {pool.name} of {there} has {shown_size(pool.available)} left, the disks need {shown_size(needed)}",
+                f"pool {pool.name} of {there} has {shown_size(pool.available)} of space left, the disks need {shown_size(needed)}",
                 "Make room there, or choose another destination.",
             )
 

@@ -230,6 +230,19 @@ options:
           - Protocol, or V(none).
         type: str
         choices: [vnc, spice, none]
+  apply:
+    description:
+      - When changes reach a running guest.
+      - V(live) changes what can change while it runs. The rest waits for a power cycle and is returned in RV(pending). This is the default.
+      - V(next_boot) leaves the running guest as it is. A disk grows only when the module runs while the guest is off.
+      - V(restart) does as V(live), then shuts the guest down as O(shutdown) says and starts it again, if anything still waits.
+    type: str
+    choices: [live, next_boot, restart]
+  on_unplug_timeout:
+    description:
+      - Seconds that a running guest is given to let go of a device, or of memory. What it keeps is returned in RV(pending).
+      - The default is V(20).
+    type: int
   autostart:
     description:
       - Whether the guest starts together with the host.
@@ -246,7 +259,8 @@ options:
   unmanaged_devices:
     description:
       - What happens to a device that this module made and that is no longer in its list.
-      - V(keep) is the default. V(prune) takes it out of the definition; the file of a disk stays.
+      - V(keep) is the default. V(prune) takes it out of the definition, and out of the running guest if that lets go of it.
+        The file of a disk stays.
       - Devices that somebody else added are left alone in any case, and so are those whose whole list is not given.
     type: str
     choices: [keep, prune]

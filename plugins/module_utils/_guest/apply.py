@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import time
 import typing as t
 
@@ -18,12 +19,16 @@ from .._core import virt, xml
 from .._core.errors import PhyllomeError
 from .._core.plan import Change
 from . import domain, read, storage
+from .domain import Marker
 from .draft import Decision
 from .plan_power import POWER_RESULT
 from .spec import Wanted
 
 _POLL = 0.25
 """Seconds between two looks at a guest that is shutting down."""
+
+LIVE = ("live", "plug", "unplug", "live.vcpus", "live.memory")
+"""Actions on a running guest that it may refuse: then they wait for a power cycle."""
 
 _FINISH = "What was done stays; repair what is named and run again."
 
@@ -51,11 +56,19 @@ class Apply:
             PhyllomeError: a step failed; the steps before it stay.
         """
         self._marker = decision.marker
-        if any(change.action == "config" for change in decision.plan) and decision.config is not None:
+        if any(defines(change) for change in decision.plan) and decision.config is not None:
             self._define(decision.config)
+        unplugs = [change for change in decision.plan if change.action == "unplug"]
+        if unplugs:
+            # All at once, so that a guest that answers none of them is waited for once.
+            with virt.saying(f"Guest {self._wanted.name}: {unplugs[0].path} cannot be taken out", _FINISH):
+                self._unplug(unplugs)
+            self.begun = True
         for change in decision.plan:
-            if "device" in change.args:
-                self._update(change)
+            if change.action == "unplug":
+                continue
+            if "device" in change.args or change.action in LIVE:
+                self._live(change)
             elif change.action in _STEPS:
                 with virt.saying(f"Guest {self._wanted.name}: {change.path} cannot be changed", _FINISH):
                     self._step(change)
@@ -76,12 +89,72 @@ class Apply:
             self._found = self._connection.defineXMLFlags(xml.dump(config), libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
         self.begun = True
 
-    def _update(self, change: Change) -> None:
+    def _live(self, change: Change) -> None:
         """The definition is right already; what the guest refuses now it gets at its next start."""
         try:
-            self._found.updateDeviceFlags(xml.dump(change.args["device"]), virt.libvirt.VIR_DOMAIN_AFFECT_LIVE)
+            _STEPS[change.action if change.action in LIVE else "live"](self, change)
         except virt.libvirt.libvirtError as exc:
-            self.refused[change.path] = exc.get_error_message() or str(exc)
+            self.refused[change.path] = _message(exc)
+
+    def _update(self, change: Change) -> None:
+        self._found.updateDeviceFlags(xml.dump(change.args["device"]), virt.libvirt.VIR_DOMAIN_AFFECT_LIVE)
+
+    def _plug(self, change: Change) -> None:
+        """With the address that the definition has got, so that the guest finds it there after a power cycle too."""
+        libvirt = virt.libvirt
+        config = xml.parse(self._found.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE))
+        device = xml.first(config, change.args["find"])
+        if device is None:
+            self.refused[change.path] = "libvirt did not take it into the definition"
+            return
+        try:
+            self._found.attachDeviceFlags(xml.dump(device), libvirt.VIR_DOMAIN_AFFECT_LIVE)
+        except libvirt.libvirtError:
+            if xml.first(device, "address") is None:
+                raise
+            xml.drop(device, "address")  # in the running guest something else is there
+            self._found.attachDeviceFlags(xml.dump(device), libvirt.VIR_DOMAIN_AFFECT_LIVE)
+
+    def _unplug(self, changes: t.Sequence[Change]) -> None:
+        """The calls only ask the guest; what it did is told by events, and is seen in the end.
+
+        https://libvirt.org/html/libvirt-libvirt-domain.html#virDomainDetachDeviceAlias
+        """
+        libvirt = virt.libvirt
+        left = {change.args["alias"]: change for change in changes}
+        told: queue.Queue[tuple[str, str]] = queue.Queue()
+
+        def heard(connection: t.Any, found: t.Any, alias: str, answer: str) -> None:
+            told.put((alias, answer))
+
+        events = (
+            (libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, ""),
+            (libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVAL_FAILED, "the guest refuses to let go of it"),
+        )
+        answers: dict[str, str] = {}
+        with contextlib.ExitStack() as stack:
+            for event, answer in events:
+                handle = self._connection.domainEventRegisterAny(self._found, event, heard, answer)
+                stack.callback(self._connection.domainEventDeregisterAny, handle)
+            for alias in list(left):
+                try:
+                    self._found.detachDeviceAlias(alias, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+                except libvirt.libvirtError as exc:
+                    self.refused[left.pop(alias).path] = _message(exc)
+            end = time.monotonic() + self._wanted.unplug_timeout
+            while set(left) - set(answers):
+                with contextlib.suppress(queue.Empty):
+                    alias, answer = told.get(timeout=max(end - time.monotonic(), 0))
+                    answers[alias] = answer
+                    continue
+                break
+        still = {found.get("name") for found in xml.parse(self._found.XMLDesc()).findall("devices/*/alias")}
+        late = f"the guest did not let go of it within {self._wanted.unplug_timeout} s"
+        for alias, change in left.items():
+            if alias in still:
+                self.refused[change.path] = answers.get(alias) or late
+            elif self._marker is not None:
+                self._note(self._marker.without(change.args["id"]))
 
     def _create(self, change: Change) -> None:
         args = change.args
@@ -90,15 +163,17 @@ class Apply:
         self._refresh(args["file"])
 
     def _finish(self, change: Change) -> None:
-        if self._marker is None:
-            return
+        if self._marker is not None:
+            self._note(self._marker.made({change.args["id"]}))
+
+    def _note(self, marker: Marker) -> None:
         libvirt = virt.libvirt
-        self._marker = self._marker.made({change.args["id"]})
+        self._marker = marker
         scope = libvirt.VIR_DOMAIN_AFFECT_CONFIG
         if self._found.isActive():
             scope |= libvirt.VIR_DOMAIN_AFFECT_LIVE
         self._found.setMetadata(
-            libvirt.VIR_DOMAIN_METADATA_ELEMENT, xml.dump(self._marker.fragment()), "phyllome", xml.GUEST_NS, scope
+            libvirt.VIR_DOMAIN_METADATA_ELEMENT, xml.dump(marker.fragment()), "phyllome", xml.GUEST_NS, scope
         )
 
     def _grow(self, change: Change) -> None:
@@ -174,7 +249,18 @@ class Apply:
         return True
 
 
+def _message(exc: t.Any) -> str:
+    return (exc.get_error_message() or str(exc)).strip()
+
+
+def defines(change: Change) -> bool:
+    """Whether a change is one of the definition."""
+    return change.action == "config" or bool(change.args.get("define"))
+
+
 _STEPS: dict[str, t.Callable[[Apply, Change], None]] = {
+    "live": Apply._update,
+    "plug": Apply._plug,
     "volume.create": Apply._create,
     "volume.finish": Apply._finish,
     "volume.grow": Apply._grow,

@@ -9,13 +9,15 @@ PRIVATE to the collection: no promise of stability for users outside of it.
 
 from __future__ import annotations
 
+import dataclasses
 import typing as t
 
 from .._core import virt
 from .._core.errors import PhyllomeError
 from .._core.names import check_name, guest_uuid
+from .._core.plan import Plan
 from . import domain, plan, read, spec
-from .apply import Apply
+from .apply import LIVE, Apply, defines
 from .draft import Decision
 
 
@@ -31,7 +33,7 @@ def converge(params: dict[str, t.Any], check: bool) -> dict[str, t.Any]:
             error has their ``results``.
     """
     declared = spec.guests(params)
-    with virt.session(params["uri"]) as connection:
+    with virt.session(params["uri"], keep_alive=True) as connection:
         look = read.Look(connection, params["uri"])
         if params.get("guests") is None:
             return _one(look, spec.accept(declared[0]), check)
@@ -102,33 +104,31 @@ def _isolated(look: read.Look, declared: dict[str, t.Any], check: bool) -> dict[
 
 def _one(look: read.Look, wanted: spec.Wanted, check: bool) -> dict[str, t.Any]:
     found, there, decision = _decide(look, wanted)
-    changes = decision.plan
+    changes, warnings = decision.plan, list(decision.warnings)
     changed = changes.changed
-    warnings = list(decision.warnings)
     if changed and not check:
-        step = Apply(look.connection, found, wanted)
-        try:
-            step.run(decision)
-        except PhyllomeError as exc:
-            raise PhyllomeError(
-                exc.what, exc.why, exc.remedy, **{**exc.facts, "changed": step.begun, "plan": changes.as_list()}
-            ) from exc
+        refused: dict[str, str] = {}
+        done = changes
+        for dummy in range(_ROUNDS):
+            step = Apply(look.connection, found, wanted)
+            try:
+                step.run(decision)
+            except PhyllomeError as exc:
+                facts = {**exc.facts, "changed": step.begun or done is not changes, "plan": done.as_list()}
+                raise PhyllomeError(exc.what, exc.why, exc.remedy, **facts) from exc
+            refused.update(step.refused)
+            look.forget_images()
+            found, there, decision = _decide(look, wanted, refused)
+            if not decision.plan or decision.plan.changes[0].path != "state" or wanted.apply != "restart":
+                break
+            done += decision.plan  # the running guest refused something, and may be restarted for it
+        changes, changed = _done(done, refused)
         warnings += [
             f"Guest {wanted.name}: {path} waits for a power cycle, the running guest refused it: {message}"
-            for path, message in step.refused.items()
+            for path, message in refused.items()
+            if any(each["path"].startswith(path) for each in decision.pending)
         ]
-        look.forget_images()
-        found, there, decision = _decide(look, wanted)
-        stuck = [change for change in decision.plan if change.path not in step.refused]
-        if stuck:
-            raise PhyllomeError(
-                f"Guest {wanted.name}: {', '.join(dict.fromkeys(change.path for change in stuck))} did not stick",
-                "libvirt took the change, but what it says now is another",
-                "Report this with the guest's XML (virsh dumpxml).",
-                changed=True,
-                plan=changes.as_list(),
-                left=[change.as_dict() for change in stuck],
-            )
+        _stuck(wanted, done, decision)
     report = {"name": wanted.name, "uuid": wanted.uuid or guest_uuid(wanted.name), "state": "absent"}
     if there is not None:
         report = domain.report(there, read.addresses(found, there.live))
@@ -144,8 +144,39 @@ def _one(look: read.Look, wanted: spec.Wanted, check: bool) -> dict[str, t.Any]:
     }
 
 
-def _decide(look: read.Look, wanted: spec.Wanted) -> tuple[t.Any, read.Guest | None, Decision]:
+_ROUNDS = 2
+"""One, and another for the power cycle that what a guest refused makes necessary."""
+
+
+def _done(changes: Plan, refused: t.Mapping[str, str]) -> tuple[Plan, bool]:
+    """The plan as it went, and whether anything was changed by it."""
+    changed = any(change.path not in refused or change.action not in LIVE or defines(change) for change in changes)
+    told = [
+        dataclasses.replace(change, when="next_boot", why=refused[change.path]) if change.path in refused else change
+        for change in changes
+    ]
+    return Plan(tuple(told)), changed
+
+
+def _stuck(wanted: spec.Wanted, done: Plan, decision: Decision) -> None:
+    left = [change.as_dict() for change in decision.plan]
+    if not left and any(change.action == "shutdown" for change in done):
+        left = [{**each, "why": "it still waits after a power cycle"} for each in decision.pending]
+    if left:
+        raise PhyllomeError(
+            f"Guest {wanted.name}: {', '.join(dict.fromkeys(each['path'] for each in left))} did not stick",
+            "libvirt took the change, but what it says now is another",
+            "Report this with the guest's XML (virsh dumpxml).",
+            changed=True,
+            plan=done.as_list(),
+            left=left,
+        )
+
+
+def _decide(
+    look: read.Look, wanted: spec.Wanted, refused: t.Collection[str] = ()
+) -> tuple[t.Any, read.Guest | None, Decision]:
     with virt.saying(f"Guest {wanted.name} cannot be looked up"):
         found, namesake = look.lookup(wanted)
     there = None if found is None else read.guest(found)
-    return found, there, plan.decide(wanted, there, look.world(wanted, there, namesake))
+    return found, there, plan.decide(wanted, there, look.world(wanted, there, namesake), refused)

@@ -16,6 +16,7 @@ import typing as t
 from .._core import xml
 from .._core.fields import Field
 from . import migratable
+from .live import slots_free
 from .tables import CDROMS, DISKS, DOMAIN, KINDS, NETWORKS, TARGET, DeviceKind, device_id
 
 if t.TYPE_CHECKING:
@@ -70,6 +71,10 @@ class Marker:
                 dataclasses.replace(volume, made=True) if volume.id in ids else volume for volume in self.volumes
             ),
         )
+
+    def without(self, device: str) -> Marker:
+        """The same with a device that is gone."""
+        return dataclasses.replace(self, devices=tuple(kept for kept in self.devices if kept != device))
 
     def element(self) -> Element:
         """The element, in our namespace."""
@@ -199,17 +204,6 @@ def summary(kind: DeviceKind, found: Element) -> str:
         if row.option in ("path", "network", "bridge") and row.read(found):
             return str(row.read(found))
     return "empty"
-
-
-def slots_free(root: Element) -> int:
-    """PCIe ports that nothing is plugged into: so many devices can be added while the guest runs."""
-    ports = {
-        found.get("index")
-        for found in root.findall("devices/controller[@type='pci']")
-        if found.get("model") == "pcie-root-port"
-    }
-    used = {str(int(found.get("bus", "0"), 16)) for found in root.findall("devices/*/address[@type='pci']")}
-    return len(ports - used)
 
 
 def agent_connected(root: Element) -> bool:

@@ -19,8 +19,10 @@ from .._core.names import guest_uuid
 from .._core.plan import Change, Plan, When
 from . import domain
 from .domain import Marker
+from .live import SCSI, Room, removable, socket
 from .plan_power import POWER_RESULT
 from .profiles import PROFILES
+from .tables import ALIAS
 
 if t.TYPE_CHECKING:
     from .._core.fields import Field
@@ -52,8 +54,8 @@ class Decision:
 class Draft:
     """The definition being edited, and what was noted on the way."""
 
-    def __init__(self, wanted: Wanted, there: Guest | None, world: World) -> None:
-        self.wanted, self.there, self.world = wanted, there, world
+    def __init__(self, wanted: Wanted, there: Guest | None, world: World, waits: t.Collection[str] = ()) -> None:
+        self.wanted, self.there, self.world, self.waits = wanted, there, world, waits
         self.problems: list[PhyllomeError] = []
         self.changes: list[Change] = []
         self.warnings: list[str] = []
@@ -67,6 +69,8 @@ class Draft:
         self.values = {group: dict(values) for group, values in wanted.fields.items()}
         self.root = xml.element("domain") if there is None else copy.deepcopy(there.config)
         self.added: set[tuple[str, str]] = set()
+        self.later: list[dict[str, t.Any]] = []
+        self.room = None if self.live is None else Room(self.live)
 
     def note(self, action: str, path: str, before: t.Any, after: t.Any, when: When = "live", **args: t.Any) -> None:
         """A change; ``args`` is what ``apply`` needs besides, ``why`` is for people."""
@@ -81,7 +85,69 @@ class Draft:
         """A guest that is off takes every change at once."""
         if self.live is None:
             return "live"
-        return "next_boot" if row is None else row.when
+        return "next_boot" if row is None or not self.hot else row.when
+
+    @property
+    def hot(self) -> bool:
+        """Whether the guest runs, goes on running, and may be changed while it does."""
+        return self.live is not None and not self.untouched and self.wanted.state != "stopped"
+
+    @property
+    def untouched(self) -> bool:
+        """Whether the running guest is to be left as it is."""
+        return self.wanted.apply == "next_boot" and self.wanted.state != "stopped"
+
+    def waiting(self) -> list[dict[str, t.Any]]:
+        """What will wait for a power cycle when all of this is done."""
+        return [*domain.pending(self.live, self.root), *self.later]
+
+    def plug(self, kind: DeviceKind, found: Element) -> str:
+        """Put a device of the definition into the running guest too.
+
+        Returns:
+            Why that cannot be; empty when it can, or when the guest does not run.
+        """
+        path = f"{kind.option}.{kind.label(found)}"
+        if not self.hot or self.live is None or self.room is None or path in self.waits:
+            return ""
+        scsi = self.room.scsi
+        why = self.room.take(found)
+        if why:
+            return why
+        devices = self.live.find("devices")
+        if socket(found) == "scsi" and not scsi:
+            controller = self.root.find(SCSI)
+            if controller is not None:
+                devices.append(copy.deepcopy(controller))  # type: ignore[union-attr]
+                self.note("plug", "controllers.scsi", None, "virtio-scsi", find=SCSI)
+        devices.append(copy.deepcopy(found))  # type: ignore[union-attr]
+        self.note(
+            "plug",
+            path,
+            None,
+            domain.summary(kind, found),
+            find=f"devices/{kind.tag}/alias[@name='{ALIAS}{kind.label(found)}']/..",
+        )
+        return ""
+
+    def unplug(self, kind: DeviceKind, running: Element, define: bool = False) -> bool:
+        """Take a device out of the running guest.
+
+        Args:
+            kind: of the device.
+            running: the device there.
+            define: whether the definition loses it as well.
+
+        Returns:
+            Whether that can be tried.
+        """
+        path, alias = f"{kind.option}.{kind.label(running)}", xml.first(running, "alias")
+        if not self.hot or path in self.waits or not removable(running) or alias is None:
+            return False
+        args: dict[str, t.Any] = {"alias": alias.get("name"), "id": kind.label(running), "define": define}
+        self.note("unplug", path, domain.summary(kind, running), None, **args)
+        running.getparent().remove(running)  # type: ignore[union-attr]
+        return True
 
     def own_device(self, device: Device) -> None:
         """The device is ours from now on."""
@@ -121,20 +187,22 @@ class Draft:
             plan=plan,
             config=self.root,
             marker=self.marker,
-            pending=[] if off else domain.pending(self.live, self.root),
+            pending=[] if off else self.waiting(),
             warnings=self.warnings,
         )
 
 
 ORDER = {
     # The definition comes first: it says which files are ours before they are made, so no run can leave a
-    # file that nobody knows about.
-    "volume.create": 1,
-    "volume.finish": 1,
-    "volume.grow": 2,
-    "live": 3,
-    "autostart": 4,
-    **dict.fromkeys(POWER_RESULT, 5),
+    # file that nobody knows about. What is taken out then leaves its place to what comes.
+    "unplug": 1,
+    "volume.create": 2,
+    "volume.finish": 2,
+    "volume.grow": 3,
+    "plug": 4,
+    **dict.fromkeys(("live", "live.vcpus", "live.memory"), 5),
+    "autostart": 6,
+    **dict.fromkeys(POWER_RESULT, 7),
 }
 
 

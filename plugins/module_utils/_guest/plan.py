@@ -15,20 +15,21 @@ import typing as t
 from .._core.errors import PhyllomeError
 from . import domain, plan_devices, plan_disks, plan_fields, plan_power, plan_removal
 from .draft import Decision, Draft
-from .tables import BOOT, KINDS
+from .tables import BOOT, KINDS, device_id
 
 if t.TYPE_CHECKING:
     from .read import Guest, World
     from .spec import Wanted
 
 
-def decide(wanted: Wanted, there: Guest | None, world: World) -> Decision:
+def decide(wanted: Wanted, there: Guest | None, world: World, waits: t.Collection[str] = ()) -> Decision:
     """The plan for one guest.
 
     Args:
         wanted: what is declared.
         there: what is there; None when the guest does not exist.
         world: what it depends on.
+        waits: paths that the running guest has just refused to change.
 
     Raises:
         PhyllomeError: it cannot be done; all reasons at once, as far as they can be known.
@@ -36,7 +37,7 @@ def decide(wanted: Wanted, there: Guest | None, world: World) -> Decision:
     _guard(wanted, there, world)
     if wanted.state == "absent":
         return plan_removal.removal(wanted, there, world)
-    draft = Draft(wanted, there, world)
+    draft = Draft(wanted, there, world, waits)
     if there is None:
         plan_fields.new(draft)
     plan_fields.fields(draft)
@@ -45,8 +46,9 @@ def decide(wanted: Wanted, there: Guest | None, world: World) -> Decision:
     plan_disks.disks(draft)
     _own(draft)
     _autostart(draft)
-    plan_power.power(draft)
     _boot_orders(draft)
+    plan_power.power(draft)
+    plan_power.cycle(draft)
     return draft.decision()
 
 
@@ -101,6 +103,11 @@ def _own(draft: Draft) -> None:
         draft.note("config", "protected", before, draft.wanted.protected)
     if draft.adopting and draft.wanted.adopt:
         draft.note("config", "owner", None, "phyllome.virt")
+    # A device that the running guest has not let go of yet is still ours.
+    roots = (draft.root, None if draft.there is None else draft.there.live)
+    there = {device_id(found) for root in roots if root is not None for found in root.findall("devices/*")}
+    devices = tuple(name for name in draft.marker.devices if name in there)
+    draft.marker = dataclasses.replace(draft.marker, devices=devices)
     domain.set_marker(draft.root, draft.marker)
 
 

@@ -9,7 +9,7 @@ PRIVATE to the collection: no promise of stability for users outside of it.
 
 from __future__ import annotations
 
-import dataclasses
+import copy
 import typing as t
 
 from .._core import xml
@@ -17,6 +17,7 @@ from . import build, domain, storage
 from .tables import ALIAS, CDROMS, DISKS, KINDS, NETWORKS, DeviceKind, device_id
 
 if t.TYPE_CHECKING:
+    from .._core.plan import When
     from .._core.xml import Element
     from .draft import Draft
     from .spec import Device
@@ -94,13 +95,16 @@ def _add(draft: Draft, kind: DeviceKind, device: Device, boot: int | None) -> No
         )
         return
     _insert(draft.root, kind, made)
-    for row in kind.rows:
-        if row.option in values:
-            row.write(made, values[row.option])
-            draft.note("config", f"{device.path}.{row.option}", None, values[row.option], draft.when())
+    options = [row for row in kind.rows if row.option in values]
+    for row in options:
+        row.write(made, values[row.option])
     if values.get("bus") == "scsi":
         build.scsi_controller(draft.root)
     draft.own_device(device)
+    why = draft.plug(kind, made)
+    when: When = "next_boot" if draft.live is not None and draft.running(kind, made) is None else "live"
+    for row in options:
+        draft.note("config", f"{device.path}.{row.option}", None, values[row.option], when, why=why)
     _connected(draft, device.path, made)
 
 
@@ -123,9 +127,11 @@ def _edit(draft: Draft, kind: DeviceKind, device: Device, found: Element) -> Non
         if row.option == "path" and kind is DISKS and value in draft.world.chains.get(str(before), ()):
             continue  # the base of an external snapshot is what was declared
         live = None
-        if running is not None and row.when == "live" and row.read(running) != value:
+        hot = draft.hot and row.when == "live" and path not in draft.waits
+        if running is not None and hot and row.read(running) != value:
             live = (row.read(running), running)
             row.write(running, value)
+            live = (live[0], copy.deepcopy(running))
         if before == value:
             if live:
                 draft.note("live", path, live[0], value, device=live[1])
@@ -141,14 +147,22 @@ def _edit(draft: Draft, kind: DeviceKind, device: Device, found: Element) -> Non
             draft.note("config", path, before, value, draft.when(row), **({"device": live[1]} if live else {}))
             if row.option == "bus" and value == "scsi":
                 build.scsi_controller(draft.root)
+    if running is None:
+        draft.plug(kind, found)  # an earlier run has defined it, and was cut off or refused
     _connected(draft, device.path, found)
 
 
 def _prune(draft: Draft, kind: DeviceKind, declared: set[str]) -> None:
     for name in draft.marker.devices:
-        found = None if name in declared else domain.device(kind, draft.root, name)
-        if found is None:
+        if name in declared:
             continue
+        found = domain.device(kind, draft.root, name)
+        running = None if draft.live is None else domain.device(kind, draft.live, name)
+        if found is None:
+            if running is not None:
+                draft.unplug(kind, running)  # the guest did not let go of it when it was asked
+            continue
+        twin = draft.running(kind, found)
         if kind is DISKS and draft.protected():
             draft.problem(
                 f"disks.{name}: it is no longer declared, and the guest is protected",
@@ -156,11 +170,12 @@ def _prune(draft: Draft, kind: DeviceKind, declared: set[str]) -> None:
                 "Declare the disk, or say protected: false.",
             )
             continue
-        draft.note("config", f"{kind.option}.{name}", domain.summary(kind, found), None, draft.when())
+        if twin is None or not draft.unplug(kind, twin, define=True):
+            when: When = "live" if twin is None else "next_boot"
+            draft.note("config", f"{kind.option}.{name}", domain.summary(kind, found), None, when)
         found.getparent().remove(found)  # type: ignore[union-attr]
-        draft.marker = dataclasses.replace(
-            draft.marker, devices=tuple(device for device in draft.marker.devices if device != name)
-        )
+        if twin is None:
+            draft.marker = draft.marker.without(name)  # else it is ours until the guest has let go of it
 
 
 def _connected(draft: Draft, path: str, found: Element) -> None:

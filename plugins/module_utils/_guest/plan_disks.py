@@ -112,12 +112,19 @@ def _resize(draft: Draft, disk: Device, found: Element, path: str, capacity: int
             f"Declare {format_size(capacity)} or more.",
         )
     elif size > capacity:
-        running = None if draft.live is None else draft.running(DISKS, found)
+        before, after = format_size(capacity), format_size(size)
+        live = None if draft.there is None else draft.there.live
+        pairs = [] if live is None else domain.matched(DISKS, live, draft.root)
+        running = next((twin for twin, defined in pairs if defined is found), None)
+        if running is not None and draft.untouched:
+            # A size is the file's; there is no definition that could carry it to the next start.
+            draft.later.append({"path": f"{disk.path}.size", "from": before, "to": after})
+            return
         draft.note(
             "volume.grow",
             f"{disk.path}.size",
-            format_size(capacity),
-            format_size(size),
+            before,
+            after,
             file=path,
             form=DISKS.row("format").read(found),
             size=size,

@@ -69,6 +69,25 @@ def power(draft: Draft) -> None:
         before = POWER_RESULT[step]
 
 
+def cycle(draft: Draft) -> None:
+    """Stop and start a guest for which something waits, where that was said."""
+    there = draft.there
+    if draft.wanted.apply != "restart" or there is None or there.state not in ("running", "paused"):
+        return
+    waiting = draft.waiting()
+    target = there.state if draft.wanted.state == "present" else draft.wanted.state
+    if not waiting or target == "stopped":
+        return
+    _startable(draft)
+    why = f"{', '.join(dict.fromkeys(each['path'] for each in waiting))} would wait otherwise"
+    state = (
+        POWER_RESULT[draft.changes[-1].action] if draft.changes and draft.changes[-1].path == "state" else there.state
+    )
+    for step in (*POWER[state, "stopped"], *POWER["stopped", target]):
+        draft.note(step, "state", state, POWER_RESULT[step], why=why)
+        state = POWER_RESULT[step]
+
+
 def _startable(draft: Draft) -> None:
     if draft.there is not None and draft.there.managed_save:
         draft.warnings.append(

@@ -57,6 +57,8 @@ GUEST_OPTIONS: dict[str, dict[str, t.Any]] = {
         }
         for kind in KINDS
     },
+    "apply": {"type": "str", "choices": ["live", "next_boot", "restart"]},
+    "on_unplug_timeout": {"type": "int"},
     "autostart": {"type": "bool"},
     "adopt": {"type": "bool"},
     "protected": {"type": "bool"},
@@ -125,7 +127,8 @@ class Wanted:
     Attributes:
         fields: canonical values by group of ``tables.DOMAIN`` and option.
         devices: by list option; a list that is not declared is not there.
-        shutdown_timeout: seconds.
+        shutdown_timeout, unplug_timeout: seconds.
+        apply: ``live``, ``next_boot`` or ``restart``.
     """
 
     name: str
@@ -143,6 +146,8 @@ class Wanted:
     delete_tpm: bool
     shutdown_timeout: int
     destroy: bool
+    apply: str = "live"
+    unplug_timeout: int = 20
 
 
 def guests(params: t.Mapping[str, t.Any]) -> list[dict[str, t.Any]]:
@@ -208,9 +213,6 @@ def accept(given: t.Mapping[str, t.Any]) -> Wanted:
     _check_unique(devices)
     delete, shutdown = options.get("delete") or {}, options.get("shutdown") or {}
     owned = delete.get("disks") == "owned"
-    timeout = shutdown.get("timeout")
-    if timeout is not None and timeout < 1:
-        raise PhyllomeError(f"shutdown.timeout: {timeout} is too small", "it counts seconds", "Write 1 or more.")
     return Wanted(
         name=check_name(options["name"], "name"),
         uuid=_uuid(options.get("uuid")),
@@ -228,8 +230,10 @@ def accept(given: t.Mapping[str, t.Any]) -> Wanted:
         delete_disks=owned,
         delete_nvram=_or(delete.get("nvram"), owned),
         delete_tpm=_or(delete.get("tpm"), owned),
-        shutdown_timeout=_or(timeout, 120),
+        shutdown_timeout=_seconds(shutdown.get("timeout"), "shutdown.timeout", 120),
         destroy=shutdown.get("then") == "destroy",
+        apply=options.get("apply") or "live",
+        unplug_timeout=_seconds(options.get("on_unplug_timeout"), "on_unplug_timeout", 20),
     )
 
 
@@ -247,6 +251,12 @@ def _set(value: t.Any) -> t.Any:
 
 
 def _or(value: t.Any, default: t.Any) -> t.Any:
+    return default if value is None else value
+
+
+def _seconds(value: int | None, option: str, default: int) -> int:
+    if value is not None and value < 1:
+        raise PhyllomeError(f"{option}: {value} is too small", "it counts seconds", "Write 1 or more.")
     return default if value is None else value
 
 

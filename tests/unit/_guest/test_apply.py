@@ -196,7 +196,7 @@ def test_the_rest(monkeypatch):
 
 
 def test_every_action_of_a_plan_is_known():
-    known = {*apply._STEPS, "config", "live", "refused", "part"}
+    known = {*apply._STEPS, "config", "unplug", "refused", "part", "live.vcpus", "live.memory"}
     assert set(draft.ORDER) <= known
     assert set(plan_power.POWER_RESULT) <= set(apply._STEPS)
 
@@ -207,7 +207,7 @@ def test_every_action_of_a_plan_is_known():
 @pytest.fixture
 def session(monkeypatch):
     @contextlib.contextmanager
-    def opened(uri, read_only=False):
+    def opened(uri, read_only=False, keep_alive=False):
         yield types.SimpleNamespace(getLibVersion=lambda: 9000000, getInfo=lambda: ["x86_64", 1024])
 
     monkeypatch.setattr(virt, "session", opened)
@@ -257,7 +257,7 @@ class World:
         self.seen = 0
         monkeypatch.setattr(converge, "_decide", self.decide)
 
-    def decide(self, look, guest):
+    def decide(self, look, guest, refused=()):
         self.seen += 1
         return self.decisions[self.seen - 1]
 

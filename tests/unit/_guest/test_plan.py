@@ -574,10 +574,11 @@ def test_a_device_that_is_ours_and_no_longer_declared_is_pruned_when_that_is_sai
     assert lab.seen(lab.decide(there, **kept)) == []
     decision = lab.decide(there, unmanaged_devices="prune", **kept)
     assert [(change.path, change.before, change.after, change.when) for change in decision.plan] == [
-        ("disks.data", f"{IMAGES}/web-data.raw", None, "next_boot"),
-        ("networks.lan", "default", None, "next_boot"),
+        ("disks.data", f"{IMAGES}/web-data.raw", None, "live"),
+        ("networks.lan", "default", None, "live"),
     ]
-    marker = decision.marker
+    assert {"data", "lan"} <= set(decision.marker.devices), "ours until the running guest has let go of them"
+    marker = lab.decide(lab.of(there.config), unmanaged_devices="prune", **kept).marker
     assert set(marker.devices) == {"root", "wan", "cd"}
     assert marker.volume("data").made, "its file is still ours"
 

@@ -27,7 +27,7 @@ from .spec import Wanted
 _POLL = 0.25
 """Seconds between two looks at a guest that is shutting down."""
 
-LIVE = ("live", "plug", "unplug", "live.vcpus", "live.memory")
+LIVE = ("live", "plug", "unplug")
 """Actions on a running guest that it may refuse: then they wait for a power cycle."""
 
 _FINISH = "What was done stays; repair what is named and run again."
@@ -67,7 +67,7 @@ class Apply:
         for change in decision.plan:
             if change.action == "unplug":
                 continue
-            if "device" in change.args or change.action in LIVE:
+            if change.action in LIVE or {"device", "call"} & set(change.args):
                 self._live(change)
             elif change.action in _STEPS:
                 with virt.saying(f"Guest {self._wanted.name}: {change.path} cannot be changed", _FINISH):
@@ -92,12 +92,40 @@ class Apply:
     def _live(self, change: Change) -> None:
         """The definition is right already; what the guest refuses now it gets at its next start."""
         try:
-            _STEPS[change.action if change.action in LIVE else "live"](self, change)
+            if "device" in change.args:
+                self._update(change)
+            elif "call" in change.args:
+                _CALLS[change.args["call"]](self, change)
+            else:
+                self._plug(change)
         except virt.libvirt.libvirtError as exc:
             self.refused[change.path] = _message(exc)
 
     def _update(self, change: Change) -> None:
         self._found.updateDeviceFlags(xml.dump(change.args["device"]), virt.libvirt.VIR_DOMAIN_AFFECT_LIVE)
+
+    def _balloon(self, change: Change) -> None:
+        """The call only asks the guest's balloon driver; what it did is seen afterwards."""
+        wanted = change.args["value"] // 1024
+        self._found.setMemoryFlags(wanted, virt.libvirt.VIR_DOMAIN_AFFECT_LIVE)
+        end = time.monotonic() + self._wanted.unplug_timeout
+        while self._found.info()[2] != wanted:
+            if time.monotonic() > end:
+                self.refused[change.path] = f"the guest did not do it within {self._wanted.unplug_timeout:g} s"
+                return
+            time.sleep(_POLL)
+
+    def _vcpus(self, change: Change) -> None:
+        self._found.setVcpusFlags(change.args["value"], virt.libvirt.VIR_DOMAIN_AFFECT_LIVE)
+
+    def _iotune(self, change: Change) -> None:
+        target, name, value = change.args["value"]
+        self._found.setBlockIoTune(target, {name: value}, virt.libvirt.VIR_DOMAIN_AFFECT_LIVE)
+
+    def _title(self, change: Change) -> None:
+        libvirt = virt.libvirt
+        kind = getattr(libvirt, f"VIR_DOMAIN_METADATA_{change.args['call'].upper()}")
+        self._found.setMetadata(kind, change.args["value"] or None, None, None, libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
     def _plug(self, change: Change) -> None:
         """With the address that the definition has got, so that the guest finds it there after a power cycle too."""
@@ -149,7 +177,7 @@ class Apply:
                     continue
                 break
         still = {found.get("name") for found in xml.parse(self._found.XMLDesc()).findall("devices/*/alias")}
-        late = f"the guest did not let go of it within {self._wanted.unplug_timeout} s"
+        late = f"the guest did not let go of it within {self._wanted.unplug_timeout:g} s"
         for alias, change in left.items():
             if alias in still:
                 self.refused[change.path] = answers.get(alias) or late
@@ -258,9 +286,16 @@ def defines(change: Change) -> bool:
     return change.action == "config" or bool(change.args.get("define"))
 
 
+_CALLS: dict[str, t.Callable[[Apply, Change], None]] = {
+    "balloon": Apply._balloon,
+    "vcpus": Apply._vcpus,
+    "iotune": Apply._iotune,
+    "title": Apply._title,
+    "description": Apply._title,
+}
+"""How a running guest is told of a field, by ``Field.call``."""
+
 _STEPS: dict[str, t.Callable[[Apply, Change], None]] = {
-    "live": Apply._update,
-    "plug": Apply._plug,
     "volume.create": Apply._create,
     "volume.finish": Apply._finish,
     "volume.grow": Apply._grow,

@@ -118,8 +118,10 @@ def _one(look: read.Look, wanted: spec.Wanted, check: bool) -> dict[str, t.Any]:
                 raise PhyllomeError(exc.what, exc.why, exc.remedy, **facts) from exc
             refused.update(step.refused)
             look.forget_images()
+            if _cycled(done):
+                wanted = dataclasses.replace(wanted, apply="live")  # once is enough
             found, there, decision = _decide(look, wanted, refused)
-            if not decision.plan or decision.plan.changes[0].path != "state" or wanted.apply != "restart":
+            if not _cycled(decision.plan) or wanted.apply != "restart":
                 break
             done += decision.plan  # the running guest refused something, and may be restarted for it
         changes, changed = _done(done, refused)
@@ -158,9 +160,13 @@ def _done(changes: Plan, refused: t.Mapping[str, str]) -> tuple[Plan, bool]:
     return Plan(tuple(told)), changed
 
 
+def _cycled(changes: Plan) -> bool:
+    return any(change.action == "shutdown" for change in changes)
+
+
 def _stuck(wanted: spec.Wanted, done: Plan, decision: Decision) -> None:
     left = [change.as_dict() for change in decision.plan]
-    if not left and any(change.action == "shutdown" for change in done):
+    if not left and _cycled(done):
         left = [{**each, "why": "it still waits after a power cycle"} for each in decision.pending]
     if left:
         raise PhyllomeError(

@@ -200,7 +200,7 @@ ORDER = {
     "volume.finish": 2,
     "volume.grow": 3,
     "plug": 4,
-    **dict.fromkeys(("live", "live.vcpus", "live.memory"), 5),
+    "live": 5,
     "autostart": 6,
     **dict.fromkeys(POWER_RESULT, 7),
 }

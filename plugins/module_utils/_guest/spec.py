@@ -147,7 +147,7 @@ class Wanted:
     shutdown_timeout: int
     destroy: bool
     apply: str = "live"
-    unplug_timeout: int = 20
+    unplug_timeout: float = 20
 
 
 def guests(params: t.Mapping[str, t.Any]) -> list[dict[str, t.Any]]:

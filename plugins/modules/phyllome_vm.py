@@ -171,7 +171,7 @@ options:
     suboptions:
       id:
         description:
-          - As in O(disks[].id).
+          - As in O(disks[].id). V(cloud-init), V(install-iso) and V(install-files) are taken.
         type: str
         required: true
       path:
@@ -243,9 +243,109 @@ options:
       - Seconds that a running guest is given to let go of a device, or of memory. What it keeps is returned in RV(pending).
       - The default is V(20).
     type: int
+  cloud_init:
+    description:
+      - What cloud-init finds in the guest at its first boot. It gets a CD with it (NoCloud, label C(cidata)) in a drive of its own.
+      - The CD image is made on the host, which needs xorriso, genisoimage or mkisofs for it. It belongs to the guest and is removed with it.
+      - The instance id is made from the guest's UUID and the content, so a copy of a guest is a new instance.
+      - Removing this option leaves the CD where it is.
+    type: dict
+    suboptions:
+      user_data:
+        description:
+          - A text that begins as user data does, for example with C(#cloud-config), or a mapping that is written as C(#cloud-config).
+          - Nothing of it is ever shown or logged. It is on the CD, which everybody can read who is root on the host or in the guest.
+        type: raw
+      meta_data:
+        description:
+          - Keys besides C(instance-id) and C(local-hostname), which is the name of the guest. They can be given here as well.
+        type: dict
+      network_config:
+        description:
+          - Network configuration, as a text or a mapping. Without it the image's own is used.
+        type: raw
+      keep_seed:
+        description:
+          - V(until_done) takes the CD out and deletes it when a run finds that cloud-init is done, by asking the guest's agent.
+            The same run does if it waits for V(cloud_init), see O(wait.for).
+          - The default is V(always). The guest ignores the CD at later boots.
+        type: str
+        choices: [always, until_done]
+      on_change:
+        description:
+          - What happens when the content is no longer what the guest was seeded with. V(report) warns and changes nothing.
+          - V(reseed) makes a new CD with a new instance id. At its next boot cloud-init does all of its work again, with new host keys.
+          - The default is V(report).
+        type: str
+        choices: [report, reseed]
+  install:
+    description:
+      - Install a system on the guest's first disk, once, if nothing was ever written to it. A guest whose disk has something on it is never
+        installed again, whatever is declared here.
+      - While it is being installed the guest has the installer's media and kernel, and turns itself off instead of rebooting.
+        That is the end of the installation. The media are then taken away, and the guest is started if O(state=running).
+      - A run that was cut off is continued by the next one.
+      - For an installer that somebody sits in front of, an entry in O(cdroms) is enough. The guest boots from it as long as its disk is empty.
+    type: dict
+    suboptions:
+      iso:
+        description:
+          - The installer's ISO image on the host. It comes after the disks in the boot order.
+        type: path
+      location:
+        description:
+          - Directory on the host with the tree of a distribution. Its kernel and initrd are started, and all of it is put on a CD for the guest.
+          - The trees of Fedora, EL, Debian, Ubuntu and openSUSE are known.
+        type: path
+      kernel:
+        description:
+          - Kernel on the host that is started, instead of a boot loader. Firmware with Secure Boot only starts a signed one.
+        type: path
+      initrd:
+        description:
+          - Initrd on the host for O(install.kernel).
+        type: path
+      cmdline:
+        description:
+          - Words for the kernel. With O(install.location) they come after those that let the installer find its tree.
+        type: str
+      kickstart:
+        description:
+          - Text of a kickstart file. The installer (Anaconda) finds it on a CD with the label C(OEMDRV), without a network and without being told.
+          - Nothing of it is ever shown or logged.
+        type: str
+      timeout:
+        description:
+          - Seconds that a run waits for the end of the installation. Guests in O(guests) are installed side by side.
+          - V(0) does not wait; a later run finds the guest off and completes it.
+          - The default is V(3600).
+        type: int
+  wait:
+    description:
+      - What to wait for with O(state=running), in every run. The module fails if it does not come, and says how far the guest came.
+    type: dict
+    suboptions:
+      for:
+        description:
+          - V(agent) is the guest's agent being connected.
+          - V(address) is an address, from the agent, from the leases of a libvirt network or from the host's table of neighbours.
+          - V(cloud_init) is cloud-init being done without errors, as its agent tells. It includes V(agent).
+          - V(port) is O(wait.port) at one of the addresses accepting connections from the host. It includes V(address).
+        type: list
+        elements: str
+        choices: [agent, address, cloud_init, port]
+        required: true
+      timeout:
+        description:
+          - Seconds for all of it together. The default is V(300).
+        type: int
+      port:
+        description:
+          - TCP port. The default is V(22).
+        type: int
   autostart:
     description:
-      - Whether the guest starts together with the host.
+      - Whether the guest starts together with the host. libvirt starts such guests in no particular order.
     type: bool
   adopt:
     description:
@@ -346,6 +446,42 @@ EXAMPLES = r"""
       - id: lan
         network: default
 
+- name: A cloud image with a user of one's own, ready to be logged in to when the task ends
+  phyllome.virt.phyllome_vm:
+    name: web
+    memory: 2GiB
+    disks:
+      - id: root
+        size: 20GiB
+        source:
+          path: /var/lib/libvirt/images/debian-12.qcow2
+    networks:
+      - id: lan
+        network: default
+    cloud_init:
+      user_data:
+        users:
+          - name: admin
+            sudo: ALL=(ALL) NOPASSWD:ALL
+            ssh_authorized_keys: ["{{ lookup('ansible.builtin.file', '~/.ssh/id_ed25519.pub') }}"]
+        packages: [qemu-guest-agent]
+    wait:
+      for: [address, port]
+
+- name: Fedora, installed without anybody watching
+  phyllome.virt.phyllome_vm:
+    name: desktop
+    memory: 4GiB
+    disks:
+      - id: root
+        size: 40GiB
+    networks:
+      - id: lan
+        network: default
+    install:
+      iso: /var/lib/libvirt/isos/fedora-everything.iso
+      kickstart: "{{ lookup('ansible.builtin.template', 'desktop.ks') }}"
+
 - name: Many guests at once
   phyllome.virt.phyllome_vm:
     defaults:
@@ -424,6 +560,12 @@ pending:
     to:
       description: What it will have.
       type: raw
+ready:
+  description:
+    - What was waited for, and after how many seconds it was there.
+  returned: with O(name)
+  type: dict
+  sample: {agent: 21.5, address: 24.0}
 restart_required:
   description:
     - Whether something is pending.
@@ -461,11 +603,11 @@ results:
 
 from ansible_collections.phyllome.virt.plugins.module_utils._core.door import serve
 from ansible_collections.phyllome.virt.plugins.module_utils._guest.converge import converge
-from ansible_collections.phyllome.virt.plugins.module_utils._guest.spec import ARGUMENTS
+from ansible_collections.phyllome.virt.plugins.module_utils._guest.spec import ARGUMENTS, SECRET
 
 
 def main() -> None:
-    serve(ARGUMENTS, converge)
+    serve(ARGUMENTS, converge, secret=SECRET)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def serve(
     """
     spec = {
         # no_log keeps the whole option out of the journal of the host
-        name: {**option, "no_log": True} if secret and option.get("type") in ("dict", "list", "raw") else option
+        name: {**option, "no_log": True} if secret and _may_hold(name, option, secret) else option
         for name, option in argument_spec.items()
     }
     module = AnsibleModule(argument_spec=spec, supports_check_mode=True, **constraints)
@@ -57,6 +57,15 @@ def serve(
     for warning in result.pop("warnings", ()):
         module.warn(warning)
     module.exit_json(**shown, **result)
+
+
+def _may_hold(name: str, option: t.Mapping[str, t.Any], secret: t.Collection[str]) -> bool:
+    """Whether a secret may stand in an option: it is one, has one, or has entries that nobody describes."""
+    if name in secret:
+        return True
+    if "options" in option:
+        return any(_may_hold(inner, each, secret) for inner, each in option["options"].items())
+    return option.get("type") in ("dict", "raw") or option.get("elements") in ("dict", "raw")
 
 
 def _without(value: t.Any, secret: t.Collection[str]) -> t.Any:

@@ -9,7 +9,9 @@ PRIVATE to the collection: no promise of stability for users outside of it.
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import json
 import threading
 import typing as t
 
@@ -21,6 +23,11 @@ try:
     libvirt.registerErrorHandler(lambda context, error: None, None)
 except ImportError:
     libvirt = None
+
+try:
+    import libvirt_qemu  # comes with the other
+except ImportError:
+    libvirt_qemu = None
 
 REMEDY = "See the journal of libvirtd (or virtqemud) on that host."
 
@@ -118,3 +125,34 @@ def found(lookup: t.Callable[[], t.Any], *missing: int) -> t.Any:
         if exc.get_error_code() in codes:
             return None
         raise
+
+
+_AGENT_TIMEOUT = 10
+
+
+def agent(domain: t.Any, command: str, **arguments: t.Any) -> t.Any:
+    """Ask a guest's agent (https://qemu-project.gitlab.io/qemu/interop/qemu-ga-ref.html).
+
+    Args:
+        domain: a ``libvirt.virDomain``.
+        command: for instance ``guest-file-open``.
+        arguments: of the command.
+
+    Returns:
+        The value of ``return``.
+
+    Raises:
+        libvirt.libvirtError: it does not answer within 10 s, or refuses.
+    """
+    asked = json.dumps({"execute": command, "arguments": arguments})
+    return json.loads(libvirt_qemu.qemuAgentCommand(domain, asked, _AGENT_TIMEOUT, 0))["return"]
+
+
+def agent_read(domain: t.Any, handle: int, count: int = 65536) -> str:
+    """The first bytes of a file that the agent has opened, as text.
+
+    Raises:
+        libvirt.libvirtError: as ``agent``.
+    """
+    read = agent(domain, "guest-file-read", handle=handle, count=count)
+    return base64.b64decode(read["buf-b64"]).decode(errors="replace")

@@ -18,7 +18,7 @@ import typing as t
 from .._core import virt, xml
 from .._core.errors import PhyllomeError
 from .._core.plan import Change
-from . import domain, read, storage
+from . import domain, media, read, storage
 from .domain import Marker
 from .draft import Decision
 from .plan_power import POWER_RESULT
@@ -204,6 +204,16 @@ class Apply:
             libvirt.VIR_DOMAIN_METADATA_ELEMENT, xml.dump(marker.fragment()), "phyllome", xml.GUEST_NS, scope
         )
 
+    def _create_medium(self, change: Change) -> None:
+        media.create(change.args["file"], change.args["medium"])
+        self._finish(change)
+        self._refresh(change.args["file"])
+
+    def _remove_medium(self, change: Change) -> None:
+        self._remove(change)
+        if self._marker is not None and "id" in change.args:
+            self._note(self._marker.without_volume(change.args["id"]))
+
     def _grow(self, change: Change) -> None:
         args = change.args
         if args["target"] is None:
@@ -300,6 +310,8 @@ _STEPS: dict[str, t.Callable[[Apply, Change], None]] = {
     "volume.finish": Apply._finish,
     "volume.grow": Apply._grow,
     "volume.remove": Apply._remove,
+    "medium.create": Apply._create_medium,
+    "medium.remove": Apply._remove_medium,
     "autostart": Apply._autostart,
     "start": Apply._start,
     "start_paused": Apply._start_paused,

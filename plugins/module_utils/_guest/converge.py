@@ -9,6 +9,7 @@ PRIVATE to the collection: no promise of stability for users outside of it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import typing as t
 
@@ -16,7 +17,8 @@ from .._core import virt
 from .._core.errors import PhyllomeError
 from .._core.names import check_name, guest_uuid
 from .._core.plan import Plan
-from . import domain, plan, read, spec
+from . import domain, plan, plan_first, read, spec
+from . import wait as waiting
 from .apply import LIVE, Apply, defines
 from .draft import Decision
 
@@ -37,7 +39,9 @@ def converge(params: dict[str, t.Any], check: bool) -> dict[str, t.Any]:
         look = read.Look(connection, params["uri"])
         if params.get("guests") is None:
             return _one(look, spec.accept(declared[0]), check)
-        results = [_isolated(look, guest, check) for guest in declared]
+        # All are begun before one of them is waited for: they install and boot side by side.
+        runs = [_begun(look, guest, check) for guest in declared]
+        results = [_ended(guest, run) for guest, run in zip(declared, runs)]
     changed = any(result["changed"] for result in results)
     warnings = [text for result in results for text in result.pop("warnings", ())]
     diff = [result.pop("diff") for result in results if "diff" in result]
@@ -91,59 +95,155 @@ def _find(connection: t.Any, name: str) -> t.Any:
 
 def _told(found: t.Any) -> dict[str, t.Any]:
     guest = read.guest(found, secrets=False)
-    return domain.report(guest, read.addresses(found, guest.live))
+    return domain.report(guest, waiting.addresses(found, guest.live))
 
 
-def _isolated(look: read.Look, declared: dict[str, t.Any], check: bool) -> dict[str, t.Any]:
+def _begun(look: read.Look, declared: dict[str, t.Any], check: bool) -> _Run | PhyllomeError:
+    try:
+        run = _Run(look, spec.accept(declared), check)
+        run.begin()
+    except PhyllomeError as exc:
+        return exc
+    return run
+
+
+def _ended(declared: dict[str, t.Any], run: _Run | PhyllomeError) -> dict[str, t.Any]:
     name = declared.get("name")
     try:
-        return {"name": name, "failed": False, **_one(look, spec.accept(declared), check)}
+        if isinstance(run, PhyllomeError):
+            raise run
+        return {"name": name, "failed": False, **run.end()}
     except PhyllomeError as exc:
         return {"name": name, "failed": True, "changed": False, "msg": str(exc), **exc.facts}
 
 
 def _one(look: read.Look, wanted: spec.Wanted, check: bool) -> dict[str, t.Any]:
-    found, there, decision = _decide(look, wanted)
-    changes, warnings = decision.plan, list(decision.warnings)
-    changed = changes.changed
-    if changed and not check:
-        refused: dict[str, str] = {}
-        done = changes
+    run = _Run(look, wanted, check)
+    run.begin()
+    return run.end()
+
+
+class _Run:
+    """One guest being converged: first what is done at once, then what has to be waited for.
+
+    Args:
+        look: at this host.
+        wanted: what is declared.
+        check: whether only to say what would be done.
+    """
+
+    def __init__(self, look: read.Look, wanted: spec.Wanted, check: bool) -> None:
+        self._look, self._wanted, self._check = look, wanted, check
+        self._done = Plan()
+        self._refused: dict[str, str] = {}
+        self._warnings: list[str] = []
+        self._begun = False
+
+    def begin(self) -> None:
+        """Plan, and do it.
+
+        Raises:
+            PhyllomeError: the guest cannot be as declared.
+        """
+        self._decide()
+        self._warnings += self._decision.warnings
+        self._converge()
+
+    def end(self) -> dict[str, t.Any]:
+        """Wait for what is declared, do what comes after it, look whether all of it stuck, and tell.
+
+        Raises:
+            PhyllomeError: what was waited for did not come, or something did not stick.
+        """
+        ready: dict[str, float] = {}
+        if not self._check:
+            with self._telling():
+                if any(change.action == "install.end" for change in self._done):
+                    self._install()
+                wanted = self._wanted.wait
+                if wanted is not None and self._wanted.state == "running":
+                    ready = waiting.until_ready(self._look.connection, self._found, wanted)
+                    self._decide()
+                    self._converge()
+            if self._begun:
+                _stuck(self._wanted, self._done, self._decision)
+        return self._told(ready)
+
+    def _decide(self) -> None:
+        self._found, self._there, self._decision = _decide(self._look, self._wanted, self._refused)
+
+    def _converge(self, silent: bool = False) -> None:
+        """Carry the decision out; ``silent`` when the plan has said it already."""
+        done = self._decision.plan
+        if not silent:
+            self._done += done
+        if self._check or not done.changed:
+            return
         for dummy in range(_ROUNDS):
-            step = Apply(look.connection, found, wanted)
-            try:
-                step.run(decision)
-            except PhyllomeError as exc:
-                facts = {**exc.facts, "changed": step.begun or done is not changes, "plan": done.as_list()}
-                raise PhyllomeError(exc.what, exc.why, exc.remedy, **facts) from exc
-            refused.update(step.refused)
-            look.forget_images()
+            step = Apply(self._look.connection, self._found, self._wanted)
+            with self._telling():
+                try:
+                    step.run(self._decision)
+                finally:
+                    self._begun = self._begun or step.begun
+            self._refused.update(step.refused)
+            self._look.forget_images()
             if _cycled(done):
-                wanted = dataclasses.replace(wanted, apply="live")  # once is enough
-            found, there, decision = _decide(look, wanted, refused)
-            if not _cycled(decision.plan) or wanted.apply != "restart":
+                self._wanted = dataclasses.replace(self._wanted, apply="live")  # once is enough
+            self._decide()
+            done = self._decision.plan
+            if not _cycled(done) or self._wanted.apply != "restart":
                 break
-            done += decision.plan  # the running guest refused something, and may be restarted for it
-        changes, changed = _done(done, refused)
-        warnings += [
+            self._done += done  # the running guest refused something, and may be restarted for it
+
+    @contextlib.contextmanager
+    def _telling(self) -> t.Iterator[None]:
+        """An error says as well what was going to be done, and whether anything was."""
+        try:
+            yield
+        except PhyllomeError as exc:
+            facts = {**exc.facts, "changed": self._begun, "plan": self._done.as_list()}
+            raise PhyllomeError(exc.what, exc.why, exc.remedy, **facts) from exc
+
+    def _install(self) -> None:
+        """The guest turns itself off when its system is installed; then it becomes what it shall be from then on."""
+        wanted = self._wanted
+        waiting.until_off(self._look.connection, self._found, wanted.install.timeout if wanted.install else 0)
+        self._decide()
+        ours = self._decision.marker
+        if ours is None or ours.install != plan_first.DONE:
+            reason = "unknown" if self._there is None else self._there.reason
+            raise PhyllomeError(
+                f"Guest {wanted.name}: its installer ended, but did not install",
+                "it left nothing on the guest's first disk"
+                if reason == "shutdown"
+                else f"libvirt says about its end: {reason}",
+                "Look at its console and its log in /var/log/libvirt/qemu. The next run starts the installer again.",
+            )
+        self._converge(silent=True)
+
+    def _told(self, ready: dict[str, float]) -> dict[str, t.Any]:
+        wanted, decision = self._wanted, self._decision
+        changes, changed = _done(self._done, self._refused) if not self._check else (self._done, self._done.changed)
+        self._warnings += [
             f"Guest {wanted.name}: {path} waits for a power cycle, the running guest refused it: {message}"
-            for path, message in refused.items()
+            for path, message in self._refused.items()
             if any(each["path"].startswith(path) for each in decision.pending)
         ]
-        _stuck(wanted, done, decision)
-    report = {"name": wanted.name, "uuid": wanted.uuid or guest_uuid(wanted.name), "state": "absent"}
-    if there is not None:
-        report = domain.report(there, read.addresses(found, there.live))
-    return {
-        "changed": changed,
-        "guest": report,
-        "plan": changes.as_list(),
-        "pending": list(decision.pending),
-        "restart_required": bool(decision.pending),
-        "migratable": report.get("migratable"),
-        "diff": changes.diff(f"guest {wanted.name}"),
-        "warnings": warnings,
-    }
+        report = {"name": wanted.name, "uuid": wanted.uuid or guest_uuid(wanted.name), "state": "absent"}
+        if self._there is not None:
+            report = domain.report(self._there, waiting.addresses(self._found, self._there.live))
+        return {
+            "changed": changed,
+            "guest": report,
+            "plan": changes.as_list(),
+            "pending": list(decision.pending),
+            "restart_required": bool(decision.pending),
+            "ready": ready,
+            "migratable": report.get("migratable"),
+            "diff": changes.diff(f"guest {wanted.name}"),
+            "warnings": self._warnings,
+        }
 
 
 _ROUNDS = 2

@@ -52,16 +52,22 @@ class Marker:
         protected: whether removal is refused.
         devices: ids of the devices that we made or were told to take over.
         volumes: files that are ours.
+        install: ``begun`` while a system is being installed, ``done`` when that ended; None without an installation.
     """
 
     profile: str | None
     protected: bool = False
     devices: tuple[str, ...] = ()
     volumes: tuple[Volume, ...] = ()
+    install: str | None = None
 
     def volume(self, disk: str) -> Volume | None:
         """Our file of that disk."""
         return next((volume for volume in self.volumes if volume.id == disk), None)
+
+    def without_volume(self, disk: str) -> Marker:
+        """The same without that file."""
+        return dataclasses.replace(self, volumes=tuple(volume for volume in self.volumes if volume.id != disk))
 
     def made(self, ids: t.Container[str]) -> Marker:
         """The same with these files complete."""
@@ -89,6 +95,8 @@ class Marker:
         if self.profile:
             root.set("profile", self.profile)
         root.set("protected", "yes" if self.protected else "no")
+        if self.install:
+            root.set("install", self.install)
         for device in self.devices:
             xml.child(root, f"{namespace}device", None, id=device)
         for volume in self.volumes:
@@ -110,6 +118,7 @@ def marker(root: Element) -> Marker | None:
             Volume(volume.get("id", ""), volume.get("path", ""), volume.get("made") == "yes")
             for volume in found.findall(f"{{{xml.GUEST_NS}}}volume")
         ),
+        install=found.get("install"),
     )
 
 

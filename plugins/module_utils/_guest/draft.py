@@ -195,14 +195,17 @@ class Draft:
 ORDER = {
     # The definition comes first: it says which files are ours before they are made, so no run can leave a
     # file that nobody knows about. What is taken out then leaves its place to what comes.
+    "medium.create": -1,  # before a running guest gets it into its drive
     "unplug": 1,
     "volume.create": 2,
     "volume.finish": 2,
     "volume.grow": 3,
     "plug": 4,
     "live": 5,
+    "medium.remove": 6,
     "autostart": 6,
     **dict.fromkeys(POWER_RESULT, 7),
+    "install.end": 8,
 }
 
 

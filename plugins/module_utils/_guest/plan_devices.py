@@ -14,6 +14,7 @@ import typing as t
 
 from .._core import xml
 from . import build, domain, storage
+from .media import RESERVED
 from .tables import ALIAS, CDROMS, DISKS, KINDS, NETWORKS, DeviceKind, device_id
 
 if t.TYPE_CHECKING:
@@ -41,7 +42,23 @@ def devices(draft: Draft, kind: DeviceKind) -> None:
         else:
             _edit(draft, kind, device, found)
     if draft.wanted.prune:
-        _prune(draft, kind, {device.id for device in declared})
+        _prune(draft, kind, {*RESERVED, *(device.id for device in declared)})
+
+
+def declare(draft: Draft, kind: DeviceKind, device: Device, boot: int | None) -> None:
+    """A device that follows from something else that is declared.
+
+    Args:
+        draft: the plan.
+        kind: of the device.
+        device: what it shall be.
+        boot: its place in the boot order if it is new.
+    """
+    found = domain.device(kind, draft.root, device.id)
+    if found is None:
+        _add(draft, kind, device, boot)
+    else:
+        _edit(draft, kind, device, found)
 
 
 def _default_boots(draft: Draft) -> dict[str, int]:

@@ -43,7 +43,7 @@ def new(draft: Draft) -> None:
         host=host,
         vcpus=draft.values[""]["vcpus"],
         display=draft.values["graphics"]["type"] != "none",
-        ports=build.ports(declared, draft.profile),
+        ports=build.ports(declared, draft.profile) + (draft.wanted.cloud_init is not None),
     )
     if firmware["type"] == "uefi":
         build.firmware(root, draft.uuid, host, bool(firmware.get("secure_boot")))

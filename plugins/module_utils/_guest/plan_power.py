@@ -103,9 +103,12 @@ def _startable(draft: Draft) -> None:
                 f"Start it: virsh net-start {name}.",
             )
     declared = {device.id for devices in draft.wanted.devices.values() for device in devices}
+    made = {change.args["file"] for change in draft.changes if change.action == "medium.create"}
     for kind in (CDROMS, DISKS):
         for found in kind.elements(draft.root):
             path, label = kind.row("path").read(found), kind.label(found)
+            if path in made or found.find("source[@startupPolicy='optional']") is not None:
+                continue
             if path and draft.world.exists.get(path) is False and not (kind is DISKS and label in declared):
                 draft.problem(
                     f"{kind.option}.{label}.path: {path}",

@@ -16,6 +16,7 @@ from .._core.plan import Change, Plan
 from . import domain
 from .domain import Volume
 from .draft import Decision, together
+from .media import RESERVED
 from .plan_power import POWER, POWER_RESULT
 from .tables import DISKS, DOMAIN
 
@@ -67,8 +68,10 @@ def removal(wanted: Wanted, there: Guest | None, world: World) -> Decision:
         for step in steps:
             changes.append(Change(step, "state", before, POWER_RESULT[step]))
             before = POWER_RESULT[step]
-    if wanted.delete_disks and ours is not None:
-        for volume in ours.volumes:
+    for volume in ours.volumes if ours is not None else ():
+        if volume.id in RESERVED:
+            changes.append(Change("volume.remove", volume.id, volume.path, None, args={"file": volume.path}))
+        elif wanted.delete_disks:
             problems.extend(_in_use(volume, there, world))
             changes.append(
                 Change("volume.remove", f"disks.{volume.id}.path", volume.path, None, args={"file": volume.path})

@@ -19,6 +19,7 @@ from .._core import virt, xml
 from .._core.errors import PhyllomeError
 from .._core.names import guest_uuid
 from . import build, domain, storage
+from .read_first import First, first_disk, look
 from .spec import Device, Wanted
 from .tables import CDROMS, DISKS, DOMAIN, NETWORKS, TARGET
 
@@ -165,6 +166,7 @@ class World:
         free: bytes that are free, by directory.
         users: names of other guests that use a file, by path.
         libvirt: its version, as virConnectGetLibVersion has it.
+        first: what a first boot depends on.
     """
 
     host: Host | None = None
@@ -180,6 +182,7 @@ class World:
     free: t.Mapping[str, int] = dataclasses.field(default_factory=dict)
     users: t.Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     libvirt: int = 0
+    first: First = dataclasses.field(default_factory=First)
 
 
 def guest(found: t.Any, secrets: bool = True) -> Guest:
@@ -243,29 +246,6 @@ def _migrating(found: t.Any) -> bool:
     return bool(job.get("type")) and job.get("operation") in _MIGRATION_JOBS
 
 
-def addresses(found: t.Any, live: Element | None) -> list[str]:
-    """Addresses of a running guest from the leases of libvirt's networks, else from its agent. Best effort."""
-    if live is None:
-        return []
-    libvirt = virt.libvirt
-    sources = [libvirt.VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_LEASE]
-    if domain.agent_connected(live):
-        sources.append(libvirt.VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_AGENT)
-    for source in sources:
-        with contextlib.suppress(libvirt.libvirtError):
-            cards = found.interfaceAddresses(source) or {}
-            told = [
-                address["addr"]
-                for name, card in sorted(cards.items())
-                if name != "lo"
-                for address in card.get("addrs") or ()
-                if not address["addr"].startswith(("fe80:", "127.", "::1"))
-            ]
-            if told:
-                return told
-    return []
-
-
 class Look:
     """One run's view of a host: what several guests ask for is read once.
 
@@ -287,6 +267,7 @@ class Look:
             )
         self.connection = connection
         self._session = parts.path == "/session"
+        self._home = user_images() if self._session else None
         with virt.saying("Cannot ask libvirt about this host"):
             self._libvirt = connection.getLibVersion()
             self._memory = connection.getInfo()[1] * 1024**2
@@ -350,8 +331,24 @@ class Look:
             exists=exists,
             images=images,
             chains=dict(_chains(disks, there)),
-            free={directory: storage.free(directory) for directory in directories if os.path.isdir(directory)},
+            free={
+                directory: storage.free(directory)
+                for directory in directories
+                if os.path.isdir(directory) or directory == self._home
+            },
+            first=self._first(wanted, there, paths),
         )
+
+    def _first(self, wanted: Wanted, there: Guest | None, paths: t.Mapping[str, str]) -> First:
+        if wanted.cloud_init is None and wanted.install is None:
+            return First()
+        disk = first_disk(wanted, there, paths)
+        pool = self._pool(next((disk.pool for disk in wanted.devices.get(DISKS.option, ()) if disk.pool), "images"))
+        directory = pool.directory if pool is not None else None
+        if directory is None and disk is not None and not disk.startswith("/dev/"):
+            directory = os.path.dirname(disk)
+        found = None if there is None else virt.found(lambda: self.connection.lookupByUUIDString(there.uuid))
+        return look(found, wanted, there, directory, disk)
 
     def _pool(self, name: str) -> Pool | None:
         if name not in self._pools:
@@ -361,6 +358,9 @@ class Look:
                 path = xml.first(root, "target/path")
                 directory = None if path is None else path.text
                 self._pools[name] = Pool(root.get("type", ""), directory, bool(found.isActive()))
+            elif self._home is not None and name == "images":
+                # An ordinary user has no pools, and a place for images all the same.
+                self._pools[name] = Pool("dir", self._home, True)
             else:
                 self._pools[name] = None
         return self._pools[name]
@@ -438,6 +438,11 @@ def host(connection: t.Any, store: str) -> Host:
         secure_boot="yes" in offered("os/loader/enum[@name='secure']"),
         store=store,
     )
+
+
+def user_images() -> str:
+    """Where an ordinary user's disks are put, as other tools do (https://specifications.freedesktop.org/basedir-spec)."""
+    return f"{os.environ.get('XDG_DATA_HOME') or os.path.expanduser('~/.local/share')}/libvirt/images"
 
 
 def _paths(wanted: Wanted, there: Guest | None, pools: t.Mapping[str, Pool | None]) -> t.Iterator[tuple[str, str]]:

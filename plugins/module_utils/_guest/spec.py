@@ -21,6 +21,8 @@ from .._core import fields
 from .._core.errors import PhyllomeError
 from .._core.names import check_id, check_name, check_path
 from .._core.units import parse_size
+from . import install, seed, wait
+from .media import RESERVED
 from .profiles import PROFILES
 from .tables import DOMAIN, KINDS, DeviceKind
 
@@ -59,6 +61,9 @@ GUEST_OPTIONS: dict[str, dict[str, t.Any]] = {
     },
     "apply": {"type": "str", "choices": ["live", "next_boot", "restart"]},
     "on_unplug_timeout": {"type": "int"},
+    "cloud_init": {"type": "dict", "options": seed.OPTIONS},
+    "install": {"type": "dict", "options": install.OPTIONS},
+    "wait": {"type": "dict", "options": wait.OPTIONS},
     "autostart": {"type": "bool"},
     "adopt": {"type": "bool"},
     "protected": {"type": "bool"},
@@ -84,6 +89,10 @@ ARGUMENTS: dict[str, dict[str, t.Any]] = {
     "guests": {"type": "list", "elements": "dict"},
     "defaults": {"type": "dict"},
 }
+
+
+SECRET = ("user_data", "kickstart")
+"""Options that are never shown: they tend to have passwords in them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,6 +157,9 @@ class Wanted:
     destroy: bool
     apply: str = "live"
     unplug_timeout: float = 20
+    cloud_init: seed.Seed | None = None
+    install: install.Install | None = None
+    wait: wait.Wait | None = None
 
 
 def guests(params: t.Mapping[str, t.Any]) -> list[dict[str, t.Any]]:
@@ -234,6 +246,9 @@ def accept(given: t.Mapping[str, t.Any]) -> Wanted:
         destroy=shutdown.get("then") == "destroy",
         apply=options.get("apply") or "live",
         unplug_timeout=_seconds(options.get("on_unplug_timeout"), "on_unplug_timeout", 20),
+        cloud_init=None if options.get("cloud_init") is None else seed.accept(options["cloud_init"]),
+        install=None if options.get("install") is None else install.accept(options["install"]),
+        wait=None if options.get("wait") is None else wait.accept(options["wait"]),
     )
 
 
@@ -310,6 +325,12 @@ def _check_unique(devices: t.Mapping[str, tuple[Device, ...]]) -> None:
 
 def _device(kind: DeviceKind, entry: t.Mapping[str, t.Any]) -> Device:
     device = check_id(entry["id"], f"{kind.option}.id")
+    if device in RESERVED:
+        raise PhyllomeError(
+            f"{kind.option}.id: {device!r} is taken",
+            "the drive for what cloud_init and install bring has this id",
+            "Choose another id.",
+        )
     prefix = f"{kind.option}.{device}."
     values = fields.accept(kind.rows, entry, prefix)
     for first, second in (("path", "pool"), ("network", "bridge")):

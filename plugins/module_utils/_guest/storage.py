@@ -126,7 +126,9 @@ def chain(path: str) -> tuple[str, ...]:
 
 
 def free(directory: str) -> int:
-    """Bytes that can still be written there."""
+    """Bytes that can still be written there, or where it will be made."""
+    while not os.path.isdir(directory):
+        directory = os.path.dirname(directory)
     found = os.statvfs(directory)
     return found.f_bavail * found.f_frsize
 
@@ -151,16 +153,31 @@ def create(path: str, form: str, size: int, source: str | None) -> None:
     Raises:
         PhyllomeError: it exists, somebody else is making it, or the copy fails.
     """
+    remedy = "Look at the disk space and at the image, then run again: what is half made is made anew."
+    with making(path) as partial:
+        if source is None:
+            run(["qemu-img", "create", "-q", "-f", form, partial, str(size)], remedy=remedy)
+        else:
+            run(["qemu-img", "convert", "-q", "-O", form, source, partial], timeout=_COPY_TIMEOUT, remedy=remedy)
+            _enlarge(partial, form, size)
+
+
+@contextlib.contextmanager
+def making(path: str) -> t.Iterator[str]:
+    """The name of an empty file, mode 0600, that is written now and gets its own name at the end, complete.
+
+    Args:
+        path: its own name, which must not exist.
+
+    Raises:
+        PhyllomeError: it exists, somebody else is making it, or it cannot be made.
+    """
     directory, name = os.path.split(path)
     partial = os.path.join(directory, f".{name}.phyllome-partial")
     try:
+        os.makedirs(directory, 0o711, exist_ok=True)  # only an ordinary user's own is ever missing
         with _only_us(partial) as descriptor:
-            remedy = "Look at the disk space and at the image, then run again: what is half made is made anew."
-            if source is None:
-                run(["qemu-img", "create", "-q", "-f", form, partial, str(size)], remedy=remedy)
-            else:
-                run(["qemu-img", "convert", "-q", "-O", form, source, partial], timeout=_COPY_TIMEOUT, remedy=remedy)
-                _enlarge(partial, form, size)
+            yield partial
             os.fsync(descriptor)
             os.link(partial, path)
             os.unlink(partial)

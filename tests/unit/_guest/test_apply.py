@@ -196,7 +196,7 @@ def test_the_rest(monkeypatch):
 
 
 def test_every_action_of_a_plan_is_known():
-    known = {*apply._STEPS, *apply.LIVE, "config", "refused", "part"}
+    known = {*apply._STEPS, *apply.LIVE, "config", "refused", "part", "install.end"}
     assert set(draft.ORDER) <= known
     assert set(plan_power.POWER_RESULT) <= set(apply._STEPS)
 
@@ -218,12 +218,18 @@ def params(**over):
 
 
 def test_one_bad_guest_does_not_keep_the_others(monkeypatch, session):
-    def one(look, guest, check):
-        if guest.name == "bad":
-            raise PhyllomeError("Guest bad", "broken", "Mend it.", plan=[])
-        return {"changed": True, "plan": [], "diff": {"after": guest.name}, "warnings": [f"{guest.name} is slow"]}
+    class Run:
+        def __init__(self, look, guest, check):
+            self.name = guest.name
 
-    monkeypatch.setattr(converge, "_one", one)
+        def begin(self):
+            if self.name == "bad":
+                raise PhyllomeError("Guest bad", "broken", "Mend it.", plan=[])
+
+        def end(self):
+            return {"changed": True, "plan": [], "diff": {"after": self.name}, "warnings": [f"{self.name} is slow"]}
+
+    monkeypatch.setattr(converge, "_Run", Run)
     with pytest.raises(PhyllomeError) as caught:
         converge.converge(
             params(guests=[{"name": "a"}, {"name": "bad"}, {"name": "x", "memroy": 1}, {"name": "b"}]), False
@@ -253,7 +259,7 @@ class World:
     """What ``_decide`` sees, one plan after the other."""
 
     def __init__(self, monkeypatch, lab, *plans):
-        self.decisions = [(Domain(), None, draft.Decision(Plan(changes))) for changes in plans]
+        self.decisions = [(Domain(), None, draft.Decision(Plan(tuple(changes)))) for changes in plans]
         self.seen = 0
         monkeypatch.setattr(converge, "_decide", self.decide)
 

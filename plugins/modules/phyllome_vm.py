@@ -366,7 +366,7 @@ options:
     choices: [keep, prune]
   delete:
     description:
-      - What O(state=absent) deletes besides the definition. Snapshots that libvirt knows of are forgotten.
+      - What O(state=absent) deletes besides the definition.
     type: dict
     suboptions:
       disks:
@@ -383,6 +383,12 @@ options:
         description:
           - Whether the state of the TPM is deleted, and what is sealed with it lost. The default is to do as O(delete.disks) says.
         type: bool
+      snapshots:
+        description:
+          - V(metadata) lets libvirt forget the guest's snapshots; V(refuse) does not remove a guest that has some.
+          - The default is V(metadata).
+        type: str
+        choices: [metadata, refuse]
   shutdown:
     description:
       - How a running guest is stopped.

@@ -74,8 +74,22 @@ def removal(wanted: Wanted, there: Guest | None, world: World) -> Decision:
         elif wanted.delete_disks:
             problems.extend(_in_use(volume, there, world))
             changes.append(
-                Change("volume.remove", f"disks.{volume.id}.path", volume.path, None, args={"file": volume.path})
+                Change(
+                    "volume.remove",
+                    f"disks.{volume.id}.path",
+                    volume.path,
+                    None,
+                    args={"id": volume.id, "file": volume.path},
+                )
             )
+    if wanted.keep_snapshots and (there.snapshots != 0 or there.checkpoints):
+        problems.append(
+            PhyllomeError(
+                "delete.snapshots: refuse",
+                f"the guest has {'snapshots' if there.snapshots != 0 else 'checkpoints'}",
+                "Delete them first, or say delete.snapshots: metadata.",
+            )
+        )
     flags: set[str] = set()
     if there.managed_save:
         flags.add("managed_save")
@@ -105,7 +119,16 @@ def removal(wanted: Wanted, there: Guest | None, world: World) -> Decision:
     plan = Plan((*changes, Change("undefine", "state", "stopped", "absent", args={"flags": _bits(flags)})))
     if problems:
         raise together(there.name, problems, plan)
-    return Decision(plan)
+    return Decision(plan, warnings=list(_left(there, changes)))
+
+
+def _left(there: Guest, changes: t.Sequence[Change]) -> t.Iterator[str]:
+    """Overlays of what is deleted: snapshots made them, so they are not ours, and nothing is in them without their base."""
+    doomed = {change.args["id"]: change.before for change in changes if change.action == "volume.remove"}
+    for found in DISKS.elements(there.config):
+        path, base = DISKS.row("path").read(found), doomed.get(DISKS.label(found))
+        if base and path and path != base:
+            yield f"Guest {there.name}: {path} stays, an overlay of {base} that is of no use without it."
 
 
 def _bits(flags: t.Iterable[str]) -> int:

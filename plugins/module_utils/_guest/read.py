@@ -395,13 +395,35 @@ class Look:
         users: dict[str, tuple[str, ...]] = {volume.path: () for volume in (ours.volumes if ours else ())}
         if not users:
             return users
+        real = {os.path.realpath(path): path for path in users}
         for other in self.connection.listAllDomains():
-            if other.UUIDString() != there.uuid:
-                roots = [xml.parse(other.XMLDesc(flags)) for flags in (0, virt.libvirt.VIR_DOMAIN_XML_INACTIVE)]
-                sources = {found.get("file", "") for root in roots for found in root.iter("source")} - {""}
-                for path in {below for source in sources for below in (source, *storage.chain(source))} & set(users):
-                    users[path] += (other.name(),)
+            if other.UUIDString() == there.uuid:
+                continue
+            sources = {source for root in _roots(other) for source in self._sources(root)}
+            below = {os.path.realpath(file) for source in sources for file in (source, *storage.chain(source))}
+            for path in below & set(real):
+                users[real[path]] += (other.name(),)
         return users
+
+    def _sources(self, root: Element) -> t.Iterator[str]:
+        """Files that a definition names, directly or as volumes of pools."""
+        for found in root.iter("source", "memory", "nvram"):
+            if found.get("file"):
+                yield found.get("file", "")
+            pool, volume = found.get("pool"), found.get("volume")
+            if pool and volume:
+                known = virt.found(lambda: self.connection.storagePoolLookupByName(pool))  # noqa: B023
+                known = known and virt.found(lambda: known.storageVolLookupByName(volume))  # noqa: B023
+                if known is not None:
+                    yield known.path()
+
+
+def _roots(found: t.Any) -> t.Iterator[Element]:
+    """All that libvirt knows of a guest: running, defined, and as it was at its snapshots."""
+    for flags in (0, virt.libvirt.VIR_DOMAIN_XML_INACTIVE):
+        yield xml.parse(found.XMLDesc(flags))
+    for snapshot in found.listAllSnapshots():
+        yield xml.parse(snapshot.getXMLDesc())
 
 
 def host(connection: t.Any, store: str) -> Host:

@@ -74,6 +74,7 @@ GUEST_OPTIONS: dict[str, dict[str, t.Any]] = {
             "disks": {"type": "str", "choices": ["none", "owned"]},
             "nvram": {"type": "bool"},
             "tpm": {"type": "bool"},
+            "snapshots": {"type": "str", "choices": ["metadata", "refuse"]},
         },
     },
     "shutdown": {
@@ -153,6 +154,7 @@ class Wanted:
     delete_disks: bool
     delete_nvram: bool
     delete_tpm: bool
+    keep_snapshots: bool
     shutdown_timeout: int
     destroy: bool
     apply: str = "live"
@@ -242,6 +244,7 @@ def accept(given: t.Mapping[str, t.Any]) -> Wanted:
         delete_disks=owned,
         delete_nvram=_or(delete.get("nvram"), owned),
         delete_tpm=_or(delete.get("tpm"), owned),
+        keep_snapshots=delete.get("snapshots") == "refuse",
         shutdown_timeout=_seconds(shutdown.get("timeout"), "shutdown.timeout", 120),
         destroy=shutdown.get("then") == "destroy",
         apply=options.get("apply") or "live",

@@ -13,6 +13,7 @@ import copy
 import dataclasses
 import os
 import pathlib
+import types
 import typing as t
 
 from ansible_collections.phyllome.virt.plugins.module_utils._core import virt, xml
@@ -70,6 +71,7 @@ class Domain:
         self.host, self.config, self.paused = host, config, False
         self.live: t.Any = None
         self.starts = 0
+        self.snapshots: list[t.Any] = []
         self.auto = False
         self.obeys: t.Callable[[str], bool] = lambda alias: True
         self.balloon = True
@@ -98,13 +100,13 @@ class Domain:
         return 0
 
     def snapshotNum(self) -> int:
-        return 0
+        return len(self.snapshots)
 
     def listAllCheckpoints(self) -> list[t.Any]:
         return []
 
     def listAllSnapshots(self, flags: int = 0) -> list[t.Any]:
-        return []
+        return self.snapshots
 
     def jobStats(self) -> dict[str, int]:
         return {"type": 0}
@@ -400,6 +402,9 @@ class Hypervisor:
         return self
 
     # The one pool, and all networks
+
+    def storageVolLookupByName(self, name: str) -> t.Any:
+        return types.SimpleNamespace(path=lambda: str(self.folder / name))
 
     def isActive(self) -> bool:
         return True

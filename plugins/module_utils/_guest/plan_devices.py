@@ -24,6 +24,10 @@ if t.TYPE_CHECKING:
     from .spec import Device
 
 
+_CONNECTIONS = ("network", "bridge", "direct")
+"""What several cards may have, so that the lack of one does not say that another is wanted."""
+
+
 def devices(draft: Draft, kind: DeviceKind) -> None:
     """What is declared of one kind of devices."""
     declared = draft.wanted.devices.get(kind.option)
@@ -76,13 +80,17 @@ def _recognise(draft: Draft, kind: DeviceKind, device: Device) -> Element | None
     """The device of an adopted guest that is meant: the only one that is alike."""
     strangers = [found for found in kind.elements(draft.root) if device_id(found) is None]
     for option in kind.likeness:
-        alike = [found for found in strangers if kind.row(option).read(found) == device.values.get(option, found)]
+        if option not in device.values:
+            continue
+        alike = [found for found in strangers if kind.row(option).read(found) == device.values[option]]
         if len(alike) == 1:
             found = alike[0]
             found.append(_alias(device.id))
             draft.own_device(device)
             draft.note("config", f"{device.path}.id", None, device.id, draft.when())
             return found
+        if not alike and kind is not CDROMS and option not in _CONNECTIONS:
+            return None  # it says exactly which one is meant, and the guest has none: it is a new one
     if strangers:
         draft.problem(
             f"{device.path}: which of the guest's {kind.option} is meant is not clear",

@@ -65,24 +65,70 @@ options:
       - What a new guest gets where nothing is declared. It never changes an existing guest.
       - V(linux) has UEFI, virtio devices, a serial console, a display on VNC on the loopback address, an agent channel and a
         random number generator. All profiles have 14 spare PCIe ports for devices that are added later.
-      - V(windows11) has Secure Boot with Microsoft's keys, an emulated TPM 2.0, and those Hyper-V enlightenments
+      - V(linux-desktop) has SPICE with its channel, sound and 4GiB besides.
+      - V(windows11) has Secure Boot with Microsoft's keys, an emulated TPM 2.0, sound, and those Hyper-V enlightenments
         that the host offers and that do not keep the guest from moving. Windows needs the virtio drivers at installation.
+      - V(windows10) is the same without Secure Boot and TPM.
+      - V(bsd) is V(linux) with a VGA card, which the BSDs can draw on.
       - V(generic) is for whatever boots from UEFI and may lack virtio drivers. Disks are SATA, network cards e1000e.
       - V(legacy) boots from a BIOS.
       - The default is V(linux).
     type: str
-    choices: [linux, windows11, generic, legacy]
+    choices: [linux, linux-desktop, windows11, windows10, bsd, generic, legacy]
   memory:
     description:
-      - Size with a unit, for example V(2GiB).
-    type: str
+      - Size with a unit, for example V(2GiB), or a dictionary with what follows.
+      - C(size) is that size.
+      - C(current) is what the guest has of it right now (balloon). It is changed at once.
+      - C(maximum) is what it can ever have together with memory devices, and C(slots) the number of DIMMs that can be plugged.
+      - C(virtio_mem) is memory that is plugged in small pieces, within C(maximum). It has C(size), its limit, and
+        C(requested), how much of it the guest is to have. A C(size) of V(0) takes it away.
+      - C(hugepages) is the size of the host's pages that the memory is made of, for example V(2MiB) or V(1GiB), or V(none).
+      - C(shared) is whether other processes of the host may see the memory, which virtiofs needs.
+      - C(locked) is whether it stays in the host's memory.
+      - C(nodes) are the NUMA nodes of the host that it is on, for example V(0-1), and C(nodes_mode) how strictly
+        (V(strict), V(preferred), V(interleave) or V(restrictive)).
+    type: raw
   vcpus:
     description:
-      - Number of virtual CPUs.
-    type: int
+      - Number of virtual CPUs, or a dictionary with what follows.
+      - C(current) is that number.
+      - C(maximum) is how many can be switched on. Without it C(current) is the maximum as well, unless the guest has one.
+      - C(topology) has C(sockets), C(dies), C(cores) and C(threads), which multiply to the maximum. Cores that are not declared
+        are computed.
+      - C(pins) are the host's CPUs that each virtual CPU may run on, by its number, C(emulator_pins) those for
+        QEMU itself, and C(iothread_pins) those for each I/O thread.
+      - C(iothreads) is the number of threads that disks can be given to. They count from 1.
+      - C(numa) is a list of NUMA cells for the guest, each with C(cpus), for example V(0-1), and C(memory). Each virtual CPU is
+        in one of them, and the guest's memory is their sum.
+    type: raw
+  cpu:
+    description:
+      - Virtual CPU. A new guest gets V(host-model), on hosts without KVM V(maximum).
+    type: dict
+    suboptions:
+      mode:
+        description:
+          - V(host-model) is all of this host's CPU that libvirt can name and move. V(host-passthrough) is the host's CPU itself. V(maximum) is all
+            that QEMU can do. V(custom) is what O(cpu.model) says.
+        type: str
+        choices: [host-model, host-passthrough, maximum, custom]
+      model:
+        description:
+          - Model for V(custom), one of those that this host can run (C(virsh domcapabilities)). Another model is never taken in its place.
+        type: str
+      migratable:
+        description:
+          - Whether V(host-passthrough) and V(maximum) leave out what would keep the guest from moving. Libvirt's default is V(true).
+        type: bool
+      features:
+        description:
+          - Features by name, each with C(require), C(disable), C(force), C(optional) or C(forbid). V(true) and V(false) mean the first two. Features
+            that are not named are left alone.
+        type: dict
   firmware:
     description:
-      - Firmware. It is settled when the guest is made. Declaring another for an existing guest is refused.
+      - Firmware. It is settled when the guest is made. Declaring another for an existing guest is refused, but see O(firmware.nvram).
     type: dict
     suboptions:
       type:
@@ -98,6 +144,13 @@ options:
         description:
           - Whether the guest starts with the usual keys of Secure Boot. They are there unless this is V(false).
         type: bool
+      nvram:
+        description:
+          - What happens to UEFI variables that are there. They hold boot entries and the keys of Secure Boot.
+          - V(keep) is the default. V(reset) lets an existing guest that is off change O(firmware.secure_boot) and O(firmware.enrolled_keys), and
+            gives a new guest fresh variables where an earlier guest has left some. The old file is renamed to end in C(.before-reset).
+        type: str
+        choices: [keep, reset]
   tpm:
     description:
       - Emulated TPM 2.0.
@@ -154,6 +207,13 @@ options:
             description:
               - V(sha256:) and the digits. It is compared before anything is made.
             type: str
+          method:
+            description:
+              - V(full) copies the image and is the default.
+              - V(reflink) shares its blocks until they are written to. It needs one btrfs or XFS file system for both, and the image's format.
+              - V(linked) only writes what differs from the image, which has to stay as it is. It needs V(qcow2).
+            type: str
+            choices: [full, reflink, linked]
       bus:
         description:
           - How the guest sees the disk. The default for a new disk comes from the profile.
@@ -163,6 +223,79 @@ options:
         description:
           - Place in the boot order, from 1. If no device of a new guest has one, its disks come first, then its CD-ROMs.
         type: int
+      block:
+        description:
+          - Block device of this host, instead of a file. It belongs to somebody else, and is never made, grown or deleted.
+        type: path
+      cache:
+        description:
+          - How the host caches. V(none) and V(directsync) go past its page cache.
+        type: str
+        choices: [none, writeback, writethrough, directsync, unsafe]
+      io:
+        description:
+          - How QEMU reads and writes. V(native) needs O(disks[].cache=none) or V(directsync).
+        type: str
+        choices: [native, threads, io_uring]
+      discard:
+        description:
+          - Whether what the guest discards is given back. It is V(unmap) for new disks.
+        type: str
+        choices: [unmap, ignore]
+      detect_zeroes:
+        description:
+          - Whether zeros that are written become holes.
+        type: str
+        choices: ["off", "on", unmap]
+      iothread:
+        description:
+          - Number of one of O(vcpus)'s C(iothreads) that serves this disk. Only for V(virtio).
+        type: int
+      queues:
+        description:
+          - Number of queues. Only for V(virtio).
+        type: int
+      serial:
+        description:
+          - Serial number that the guest sees, for C(/dev/disk/by-id).
+        type: str
+      readonly:
+        description:
+          - Whether the guest can only read it.
+        type: bool
+      shareable:
+        description:
+          - Whether several guests may have it at once. It needs O(disks[].format=raw).
+        type: bool
+      iotune:
+        description:
+          - Limits, changed at once. V(0) is no limit. C(total) and its parts exclude each other.
+        type: dict
+        suboptions:
+          total_bytes_sec:
+            description:
+              - Size for each second, for example V(100MiB).
+            type: str
+          read_bytes_sec:
+            description:
+              - Likewise, for reading.
+            type: str
+          write_bytes_sec:
+            description:
+              - Likewise, for writing.
+            type: str
+          total_iops_sec:
+            description:
+              - Operations for each second.
+            type: int
+          read_iops_sec:
+            description:
+              - Likewise, for reading.
+            type: int
+          write_iops_sec:
+            description:
+              - Likewise, for writing.
+            type: int
   cdroms:
     description:
       - CD-ROM drives of the guest.
@@ -220,9 +353,179 @@ options:
         description:
           - As in O(disks[].boot).
         type: int
+      direct:
+        description:
+          - Network interface of the host that the card is put on (macvtap).
+        type: str
+      mode:
+        description:
+          - How cards on one O(networks[].direct) see each other. It is V(bridge) for a new card. The host itself is not reached by any of them.
+        type: str
+        choices: [bridge, vepa, private, passthrough]
+      user:
+        description:
+          - V(true) for user networking. It needs no rights on the host, and lets nobody in.
+        type: bool
+      queues:
+        description:
+          - Number of queues of a V(virtio) card.
+        type: int
+      vlan:
+        description:
+          - VLAN tag. V(0) is none. It needs Open vSwitch, O(networks[].direct), or a libvirt that tags on Linux bridges.
+        type: int
+      mtu:
+        description:
+          - Size of the biggest packet, in bytes.
+        type: int
+      link:
+        description:
+          - Whether the cable is plugged in. It is changed at once.
+        type: str
+        choices: [up, down]
+      filter:
+        description:
+          - Network filter (C(virsh nwfilter-list)). An empty string takes it away.
+        type: str
+      bandwidth:
+        description:
+          - Limits, changed at once. V(0) is no limit.
+        type: dict
+        suboptions:
+          inbound:
+            description:
+              - What the guest receives.
+            type: dict
+            suboptions:
+              average:
+                description:
+                  - KiB for each second.
+                type: int
+              peak:
+                description:
+                  - KiB for each second, for a while.
+                type: int
+              burst:
+                description:
+                  - KiB that may go at the peak.
+                type: int
+          outbound:
+            description:
+              - What the guest sends.
+            type: dict
+            suboptions:
+              average:
+                description:
+                  - KiB for each second.
+                type: int
+              peak:
+                description:
+                  - KiB for each second, for a while.
+                type: int
+              burst:
+                description:
+                  - KiB that may go at the peak.
+                type: int
+      acpi_index:
+        description:
+          - Number that systemd names the card by (eno1 for V(1)), wherever it is plugged in. New V(virtio) and V(e1000e) cards get the next one that
+            is free.
+        type: int
+  hostdevs:
+    description:
+      - Devices of the host. Each has one guest. The module fails if another guest has the device, running or not, or if the host does not have it.
+      - Whether a PCI device is ready for guests is what M(phyllome.virt.iommu_facts) tells.
+    type: list
+    elements: dict
+    suboptions:
+      id:
+        description:
+          - As in O(disks[].id).
+        type: str
+        required: true
+      pci:
+        description:
+          - PCI address, for example V(0000:01:00.0).
+        type: str
+      usb:
+        description:
+          - USB device, wherever it is plugged in.
+        type: dict
+        suboptions:
+          vendor:
+            description:
+              - Vendor, for example V(0x8087).
+            type: str
+          product:
+            description:
+              - Product, for example V(0x0a2b).
+            type: str
+      mdev:
+        description:
+          - UUID of a mediated device, such as a vGPU.
+        type: str
+      managed:
+        description:
+          - Whether libvirt takes a PCI device from its driver when the guest starts, and gives it back. It is V(true) for a new one.
+        type: bool
+      startup_policy:
+        description:
+          - Whether a guest starts without a USB device that is not plugged in. Libvirt's default is V(mandatory).
+        type: str
+        choices: [mandatory, requisite, optional]
+      rom:
+        description:
+          - Option ROM of a PCI device.
+        type: dict
+        suboptions:
+          bar:
+            description:
+              - Whether the guest sees it.
+            type: bool
+          file:
+            description:
+              - File on the host to show instead.
+            type: path
+      display:
+        description:
+          - Whether the guest's display shows what a vGPU draws.
+        type: bool
+      boot:
+        description:
+          - As in O(disks[].boot).
+        type: int
+  filesystems:
+    description:
+      - Directories of the host that the guest can mount.
+      - V(virtiofs) needs shared memory (C(shared) in O(memory)), which is switched on with it, and waits for a power cycle where that was off.
+    type: list
+    elements: dict
+    suboptions:
+      id:
+        description:
+          - As in O(disks[].id).
+        type: str
+        required: true
+      driver:
+        description:
+          - V(virtiofs) is the default. V(9p) is slower, and needs no shared memory.
+        type: str
+        choices: [virtiofs, 9p]
+      source:
+        description:
+          - Directory on the host. A new one needs it.
+        type: path
+      tag:
+        description:
+          - What the guest mounts it by. The default for a new one is its id.
+        type: str
+      readonly:
+        description:
+          - Whether the guest can only read it. Only for V(9p).
+        type: bool
   graphics:
     description:
-      - Display. It listens on the loopback address of the host.
+      - Display.
     type: dict
     suboptions:
       type:
@@ -230,6 +533,191 @@ options:
           - Protocol, or V(none).
         type: str
         choices: [vnc, spice, none]
+      listen:
+        description:
+          - Address of this host that the display listens on. It is V(127.0.0.1) for a new display. V(none) leaves the way through libvirt only
+            (C(virt-viewer --attach)).
+        type: str
+      port:
+        description:
+          - TCP port, or V(auto), which is the default for a new display.
+        type: str
+      password:
+        description:
+          - Password of the display, up to 8 characters for VNC. It is never shown, and changed at once.
+        type: str
+      gl:
+        description:
+          - Who draws 3D for O(video.accel3d). V(local) is for a SPICE viewer on this host, with O(graphics.listen=none). V(headless) lets this host's
+            GPU draw for any display.
+        type: str
+        choices: [none, local, headless]
+  video:
+    description:
+      - Graphics card.
+    type: dict
+    suboptions:
+      model:
+        description:
+          - Model. The default for a new guest with a display comes from the profile. V(none) is no card.
+        type: str
+        choices: [virtio, vga, qxl, bochs, cirrus, ramfb, none]
+      heads:
+        description:
+          - Number of screens.
+        type: int
+      accel3d:
+        description:
+          - Whether the card draws in 3D (VirGL). It needs O(video.model=virtio) and O(graphics.gl).
+        type: bool
+  sound:
+    description:
+      - Sound card.
+    type: dict
+    suboptions:
+      model:
+        description:
+          - Model. V(none) takes it away.
+        type: str
+        choices: [ich9, ich6, ac97, usb, none]
+  inputs:
+    description:
+      - Keyboards, mice and tablets. A new guest with a display gets a tablet if the list is not given.
+    type: list
+    elements: dict
+    suboptions:
+      id:
+        description:
+          - As in O(disks[].id).
+        type: str
+        required: true
+      type:
+        description:
+          - V(evdev) sends events of a device of this host, V(passthrough) is the device itself.
+        type: str
+        choices: [tablet, mouse, keyboard, evdev, passthrough]
+      bus:
+        description:
+          - How it is connected. V(passthrough) is V(virtio), V(evdev) has none, others are V(usb) by default.
+        type: str
+        choices: [usb, virtio, ps2]
+      path:
+        description:
+          - Device of the host for V(evdev) and V(passthrough), for example C(/dev/input/by-id/NAME-event-kbd).
+        type: path
+      grab:
+        description:
+          - V(all) takes all of the host's devices together with this one. Only for V(evdev), as the next ones.
+        type: str
+        choices: [all]
+      grab_toggle:
+        description:
+          - Keys that change between host and guest.
+        type: str
+        choices: [ctrl-ctrl, alt-alt, shift-shift, meta-meta, scrolllock, ctrl-scrolllock]
+      repeat:
+        description:
+          - Whether a key that is held repeats.
+        type: bool
+  rng:
+    description:
+      - Source of random numbers. All profiles have one.
+    type: dict
+    suboptions:
+      backend:
+        description:
+          - V(random) reads O(rng.source), V(builtin) asks QEMU. V(none) takes it away.
+        type: str
+        choices: [random, builtin, none]
+      source:
+        description:
+          - Device of the host. The default is C(/dev/urandom).
+        type: path
+      rate:
+        description:
+          - Limit.
+        type: dict
+        suboptions:
+          bytes:
+            description:
+              - Bytes in each period.
+            type: int
+          period:
+            description:
+              - Milliseconds.
+            type: int
+  watchdog:
+    description:
+      - Watchdog. A guest that feeds it and then stops doing so is restarted.
+    type: dict
+    suboptions:
+      model:
+        description:
+          - Model. V(none) takes it away.
+        type: str
+        choices: [i6300esb, none]
+      action:
+        description:
+          - What happens to a guest that does not feed it. The default is V(reset).
+        type: str
+        choices: [reset, shutdown, poweroff, pause, none, dump, inject-nmi]
+  vsock:
+    description:
+      - Sockets between host and guest.
+    type: dict
+    suboptions:
+      cid:
+        description:
+          - V(auto) for a free context id, V(none) for no vsock, or the number.
+        type: str
+  channels:
+    description:
+      - Channels between host and guest. The list is complete, so what is not in it is taken away.
+      - V(agent) is for the QEMU guest agent, V(spice) for clipboard and window size on SPICE.
+    type: list
+    elements: str
+  boot:
+    description:
+      - The firmware's menu. What is booted is said by C(boot) of disks, CD-ROMs, networks and host devices.
+    type: dict
+    suboptions:
+      menu:
+        description:
+          - Whether it is offered.
+        type: bool
+      timeout:
+        description:
+          - Milliseconds that it is offered.
+        type: int
+  metadata:
+    description:
+      - Words for people. They are changed at once.
+    type: dict
+    suboptions:
+      title:
+        description:
+          - One line.
+        type: str
+      description:
+        description:
+          - Text.
+        type: str
+  xml:
+    description:
+      - Raw XML, merged in where it differs. It is the last resort, and what has an option is refused here. An attribute or a text is set, an element
+        without both is made. Nothing is ever taken away.
+      - See U(https://libvirt.org/formatdomain.html).
+    type: dict
+    suboptions:
+      guest:
+        description:
+          - A C(domain) element with what is to be merged into the guest. Elements with a namespace, such as C(qemu:commandline), are replaced as a
+            whole.
+        type: str
+      devices:
+        description:
+          - By the id of a device, an element like that of the device.
+        type: dict
   apply:
     description:
       - When changes reach a running guest.

@@ -31,6 +31,9 @@ class Kind:
         format: XML text of a canonical value.
         show: what a plan shows.
         unit: the ``unit`` attribute to write beside the text.
+        elements: of a list, the type of what is in it.
+        options: of dictionaries in a list, their argument spec.
+        secret: whether nobody gets to see the value.
     """
 
     ansible: str
@@ -39,6 +42,20 @@ class Kind:
     format: t.Callable[[t.Any], str] = str
     show: t.Callable[[t.Any], t.Any] = lambda value: value
     unit: str | None = None
+    elements: str | None = None
+    options: t.Mapping[str, t.Any] | None = None
+    secret: bool = False
+
+    def spec(self) -> dict[str, t.Any]:
+        """The option's part of an argument spec."""
+        spec: dict[str, t.Any] = {"type": self.ansible}
+        if self.elements:
+            spec["elements"] = self.elements
+        if self.options:
+            spec["options"] = dict(self.options)
+        if self.secret:
+            spec["no_log"] = True
+        return spec
 
 
 def _switch(on: str, off: str) -> Kind:
@@ -65,14 +82,16 @@ class Field:
     """One row: where a field lives and how it behaves.
 
     Attributes:
-        option: name in the interface.
+        option: name in the interface; ``rate.bytes`` is ``bytes`` in the dictionary ``rate``.
         path: ElementPath below the object's element; a last step ``@name`` means that attribute,
             otherwise the element's text is meant.
         kind: see Kind.
         when: when a change of it takes effect on a running guest.
         default: what libvirt means when it is not there.
         choices: allowed values.
-        same: whether two canonical values mean the same, where equality is too strict.
+        same: whether two canonical values mean the same, where equality is too strict; the second is the declared one.
+        offered: what of the host's offers the value has to be among (``read.Host.offers``).
+        call: how a running guest is told, where ``when`` is live and it is not by the device that the field is of.
     """
 
     option: str
@@ -82,6 +101,8 @@ class Field:
     default: t.Any = None
     choices: tuple[t.Any, ...] = ()
     same: t.Callable[[t.Any, t.Any], bool] = lambda before, after: bool(before == after)
+    offered: str = ""
+    call: str = ""
 
     def read(self, root: xml.Element) -> t.Any:
         """The canonical value in the XML, the default when it is not there."""
@@ -106,6 +127,28 @@ class Field:
         if self.kind.unit:
             found.set("unit", self.kind.unit)
 
+    def waiting(self, live: xml.Element, config: xml.Element) -> tuple[t.Any, t.Any] | None:
+        """What the running guest has and what its definition says, where the two differ."""
+        now, then = self.read(live), self.read(config)
+        return None if now == then else (now, then)
+
+    def shown(self, value: t.Any) -> t.Any:
+        """The value as a plan shows it."""
+        return None if value is None else self.kind.show(value)
+
+
+class Flag(Field):
+    """An element that is there or not; ``kind`` is ``bool``."""
+
+    def read(self, root: xml.Element) -> t.Any:
+        return xml.first(root, self.path) is not None
+
+    def write(self, root: xml.Element, value: t.Any) -> None:
+        if value:
+            xml.ensure(root, self.path)
+        else:
+            xml.drop(root, self.path)
+
 
 def _split(path: str) -> tuple[str, str | None]:
     head, dummy, last = path.rpartition("/")
@@ -116,9 +159,13 @@ def argument_spec(rows: t.Iterable[Field]) -> dict[str, dict[str, t.Any]]:
     """The rows' part of an argument spec."""
     spec: dict[str, dict[str, t.Any]] = {}
     for row in rows:
-        spec[row.option] = {"type": row.kind.ansible}
+        here = spec
+        *groups, last = row.option.split(".")
+        for group in groups:
+            here = here.setdefault(group, {"type": "dict", "options": {}})["options"]
+        here[last] = row.kind.spec()
         if row.choices:
-            spec[row.option]["choices"] = list(row.choices)
+            here[last]["choices"] = list(row.choices)
     return spec
 
 
@@ -133,11 +180,15 @@ def accept(rows: t.Iterable[Field], given: t.Mapping[str, t.Any], prefix: str = 
     Raises:
         PhyllomeError: from the row's kind.
     """
-    return {
-        row.option: row.kind.accept(given[row.option], prefix + row.option)
-        for row in rows
-        if given.get(row.option) is not None
-    }
+    values = ((row, _given(given, row.option)) for row in rows)
+    return {row.option: row.kind.accept(value, prefix + row.option) for row, value in values if value is not None}
+
+
+def _given(given: t.Mapping[str, t.Any], option: str) -> t.Any:
+    value: t.Any = given
+    for name in option.split("."):
+        value = None if value is None else value.get(name)
+    return value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,8 +202,7 @@ class Difference:
     @property
     def shown(self) -> tuple[t.Any, t.Any]:
         """Both values as a plan shows them."""
-        show = self.row.kind.show
-        return (None if self.before is None else show(self.before), show(self.after))
+        return (self.row.shown(self.before), self.row.shown(self.after))
 
 
 def compare(rows: t.Iterable[Field], root: xml.Element, wanted: t.Mapping[str, t.Any]) -> list[Difference]:

@@ -64,6 +64,12 @@ def dump(element: Element) -> str:
     return text
 
 
+def canonical(element: Element) -> str:
+    """The same text for the same element, whatever stands around it (exclusive XML canonicalization)."""
+    text: bytes = _etree().tostring(element, method="c14n", exclusive=True)
+    return text.decode()
+
+
 def element(tag: str, text: str | None = None, /, **attributes: str) -> Element:
     """A new element. A trailing underscore in an attribute's name is dropped (``type_``)."""
     made: Element = _etree().Element(tag, {name.rstrip("_"): value for name, value in attributes.items()})

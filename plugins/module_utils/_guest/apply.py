@@ -56,6 +56,11 @@ class Apply:
             PhyllomeError: a step failed; the steps before it stay.
         """
         self._marker = decision.marker
+        for change in decision.plan:
+            if change.action == "store.reset":
+                # Before the definition: what is cut off here is done again, and the guest keeps no keys of the old one.
+                storage.set_aside(change.args["file"])
+                self.begun = True
         if any(defines(change) for change in decision.plan) and decision.config is not None:
             self._define(decision.config)
         unplugs = [change for change in decision.plan if change.action == "unplug"]
@@ -119,8 +124,8 @@ class Apply:
         self._found.setVcpusFlags(change.args["value"], virt.libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
     def _iotune(self, change: Change) -> None:
-        target, name, value = change.args["value"]
-        self._found.setBlockIoTune(target, {name: value}, virt.libvirt.VIR_DOMAIN_AFFECT_LIVE)
+        target, limits = change.args["value"]
+        self._found.setBlockIoTune(target, limits, virt.libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
     def _title(self, change: Change) -> None:
         libvirt = virt.libvirt
@@ -186,7 +191,7 @@ class Apply:
 
     def _create(self, change: Change) -> None:
         args = change.args
-        storage.create(args["file"], args["form"], args["size"], args["source"])
+        storage.create(args["file"], args["form"], args["size"], args["source"], args.get("method", "full"))
         self._finish(change)
         self._refresh(args["file"])
 

@@ -12,17 +12,17 @@ from __future__ import annotations
 import typing as t
 
 from .._core import xml
-from .profiles import ENLIGHTENMENTS, NEEDS, SPARE_PORTS, Profile
+from .profiles import ENLIGHTENMENTS, NEEDS, NUMBERED, SPARE_PORTS, Profile
 from .spec import Device, mac_address
-from .tables import ALIAS, CDROMS, DISKS
+from .tables import ALIAS, CDROMS, DISKS, FILESYSTEMS, HOSTDEVS, INPUTS, NETWORKS
 
 if t.TYPE_CHECKING:
     from .._core.xml import Element
     from .read import Host
 
 
-def guest(name: str, uuid: str, profile: Profile, host: Host, vcpus: int, display: bool, ports: int) -> Element:
-    """A guest without memory, vCPUs, firmware, TPM, display, disks and networks.
+def guest(name: str, uuid: str, profile: Profile, host: Host, vcpus: int, pointer: bool, ports: int) -> Element:
+    """A guest without all that is declared of it or that its profile has as fields.
 
     Args:
         name: its name.
@@ -30,8 +30,8 @@ def guest(name: str, uuid: str, profile: Profile, host: Host, vcpus: int, displa
             later guest of that name would boot with it.
         profile: defaults.
         host: what is offered here.
-        vcpus: how many, for the topology.
-        display: whether it will have one.
+        vcpus: how many at most, for the topology.
+        pointer: whether it gets a tablet.
         ports: PCIe ports that the declared devices take.
     """
     root = xml.element("domain", None, type_=host.type)
@@ -49,7 +49,7 @@ def guest(name: str, uuid: str, profile: Profile, host: Host, vcpus: int, displa
     for name_ in ("suspend-to-mem", "suspend-to-disk"):
         # A guest that puts itself to sleep looks as if it had gone away.
         xml.child(power, name_, None, enabled="no")
-    _devices(xml.child(root, "devices"), profile, host, display, ports)
+    _devices(xml.child(root, "devices"), pointer, ports)
     return root
 
 
@@ -58,18 +58,15 @@ def store(host: Host, uuid: str) -> str:
     return f"{host.store}/{uuid}_VARS.fd"
 
 
-def firmware(root: Element, uuid: str, host: Host, secure: bool) -> None:
+def firmware(root: Element, uuid: str, host: Host) -> None:
     """What UEFI needs besides its declared fields.
 
     Args:
         root: the guest's element.
         uuid: the guest's.
         host: for the directory of variable stores.
-        secure: whether Secure Boot is on, which needs System Management Mode.
     """
     xml.ensure(root, "os/nvram").text = store(host, uuid)
-    if secure:
-        xml.ensure(root, "features/smm").set("state", "on")
 
 
 def device(wanted: Device, profile: Profile, uuid: str) -> tuple[Element, dict[str, t.Any]]:
@@ -80,22 +77,42 @@ def device(wanted: Device, profile: Profile, uuid: str) -> tuple[Element, dict[s
         profile: defaults.
         uuid: the guest's, for the MAC address.
     """
-    defaults: dict[str, t.Any]
+    defaults: dict[str, t.Any] = {}
+    made = xml.element(wanted.kind.tag)
     if wanted.kind is DISKS:
         # unmap: what the guest discards is given back, and a moved disk stays sparse.
         made = xml.element("disk", None, type_="file", device="disk")
-        xml.child(made, "driver", None, name="qemu", discard="unmap")
-        defaults = {"bus": profile.disk_bus, "format": "qcow2"}
+        xml.child(made, "driver", None, name="qemu")
+        defaults = {
+            "bus": profile.disk_bus,
+            "format": "raw" if "block" in wanted.values else "qcow2",
+            "discard": "unmap",
+        }
     elif wanted.kind is CDROMS:
         made = xml.element("disk", None, type_="file", device="cdrom")
         xml.child(made, "driver", None, name="qemu", type_="raw")
         xml.child(made, "readonly")
         defaults = {"bus": "sata", "path": ""}
-    else:
-        made = xml.element("interface")
+    elif wanted.kind is NETWORKS:
         defaults = {"mac": mac_address(uuid, wanted.id), "model": profile.nic_model}
+    elif wanted.kind is HOSTDEVS:
+        made = xml.element("hostdev", None, mode="subsystem")
+    elif wanted.kind is FILESYSTEMS:
+        made = xml.element("filesystem", None, type_="mount")
+        defaults = {"driver": "virtiofs", "tag": wanted.id}
+    elif wanted.kind is INPUTS:
+        bus = {"evdev": None, "passthrough": "virtio"}.get(wanted.values.get("type", ""), "usb")
+        defaults = {"bus": bus} if bus else {}
     xml.child(made, "alias", None, name=ALIAS + wanted.id)
     return made, {**defaults, **wanted.values}
+
+
+def card_number(root: Element, model: str) -> int | None:
+    """The first number that none of the guest's network cards has, for a card of a model that can have one."""
+    if model not in NUMBERED:
+        return None
+    taken = {NETWORKS.row("acpi_index").read(found) for found in NETWORKS.elements(root)}
+    return next(number for number in range(1, 16384) if number not in taken)
 
 
 def scsi_controller(root: Element) -> None:
@@ -150,37 +167,57 @@ def _clock(clock: Element, profile: Profile, host: Host) -> None:
         xml.child(clock, "timer", None, name="hypervclock", present="yes")
 
 
-def _devices(devices: Element, profile: Profile, host: Host, display: bool, ports: int) -> None:
+def _devices(devices: Element, pointer: bool, ports: int) -> None:
     xml.child(devices, "controller", None, type_="pci", index="0", model="pcie-root")
     for dummy in range(ports + SPARE_PORTS):
         xml.child(devices, "controller", None, type_="pci", model="pcie-root-port")
     xml.child(devices, "controller", None, type_="usb", model="qemu-xhci", ports="15")
     xml.child(devices, "controller", None, type_="virtio-serial")
     xml.child(devices, "serial", None, type_="pty")
-    channel = xml.child(devices, "channel", None, type_="unix")
-    xml.child(channel, "target", None, type_="virtio", name="org.qemu.guest_agent.0")
-    if display:
+    if pointer:
         # A tablet says where the pointer is; a mouse only how far it went, and drifts away from the viewer's.
         xml.child(devices, "input", None, type_="tablet", bus="usb")
-        model = next((name for name in profile.video if name in host.video), "vga")
-        xml.child(xml.child(devices, "video"), "model", None, type_=model)
     xml.child(devices, "memballoon", None, model="virtio", freePageReporting="on")
-    entropy = xml.child(devices, "rng", None, model="virtio")
-    xml.child(entropy, "backend", "/dev/urandom", model="random")
 
 
-FIXED_PORTS = 4
-"""PCIe ports that every new guest's own devices take: USB, virtio-serial, balloon, rng."""
+FIXED_PORTS = 3
+"""PCIe ports that every new guest's own devices take: USB, virtio-serial, balloon."""
+
+_BRIDGE_CARDS = ("e1000", "rtl8139")
 
 
-def ports(wanted: t.Iterable[Device], profile: Profile) -> int:
-    """PCIe ports that a new guest with these devices takes."""
-    taken, scsi = FIXED_PORTS, False
+def ports(
+    wanted: t.Iterable[Device], profile: Profile, values: t.Mapping[str, t.Mapping[str, t.Any]] | None = None
+) -> int:
+    """PCIe ports that a new guest with these devices and fields takes.
+
+    Args:
+        wanted: its devices.
+        profile: for what is not declared of them.
+        values: its fields.
+    """
+    fields = values or {}
+    taken, scsi, old = FIXED_PORTS, False, False
     for declared in wanted:
         if declared.kind is DISKS:
             bus = declared.values.get("bus", profile.disk_bus)
             taken += bus == "virtio"
             scsi = scsi or bus == "scsi"
-        elif declared.kind is not CDROMS:
-            taken += 1  # libvirt puts e1000 and rtl8139 behind a bridge, which takes a port as well
-    return taken + scsi
+        elif declared.kind is NETWORKS:
+            # libvirt puts old PCI cards behind one bridge, which takes a port
+            behind = declared.values.get("model", profile.nic_model) in _BRIDGE_CARDS
+            taken, old = taken + (not behind), old or behind
+        elif declared.kind is HOSTDEVS:
+            taken += "usb.vendor" not in declared.values
+        elif declared.kind is INPUTS:
+            taken += declared.values.get("bus") == "virtio" or declared.values.get("type") == "passthrough"
+        elif declared.kind is FILESYSTEMS:
+            taken += 1
+    old = (
+        old
+        or fields.get("watchdog", {}).get("model", "none") != "none"
+        or fields.get("sound", {}).get("model") == "ac97"
+    )
+    for group, option in (("rng", "backend"), ("vsock", "cid")):
+        taken += fields.get(group, {}).get(option, "none") != "none"
+    return taken + scsi + 2 * old + bool(fields.get("memory", {}).get("virtio_mem.size"))

@@ -17,7 +17,19 @@ from .._core import xml
 from .._core.fields import Field
 from . import migratable
 from .live import slots_free
-from .tables import CDROMS, DISKS, DOMAIN, KINDS, NETWORKS, TARGET, DeviceKind, device_id
+from .tables import (
+    CDROMS,
+    DISKS,
+    DOMAIN,
+    FILESYSTEMS,
+    HOSTDEVS,
+    KINDS,
+    NETWORKS,
+    TARGET,
+    DeviceKind,
+    device_id,
+    host_device,
+)
 
 if t.TYPE_CHECKING:
     from .._core.xml import Element
@@ -179,11 +191,11 @@ def pending(live: Element | None, config: Element) -> list[dict[str, t.Any]]:
     waiting = []
     for group, rows in DOMAIN.items():
         for row in rows:
-            now, then = row.read(live), row.read(config)
+            differ = row.waiting(live, config)
             # What is settled at creation cannot wait; and a guest that was saved or moved no longer tells its firmware.
-            if now != then and row.when != "refused":
+            if differ is not None and row.when != "refused":
                 path = f"{group}.{row.option}" if group else row.option
-                waiting.append(_change(path, _shown(row, now), _shown(row, then)))
+                waiting.append(_change(path, row.shown(differ[0]), row.shown(differ[1])))
     for kind in KINDS:
         for running, defined in matched(kind, live, config):
             if running is None or defined is None:
@@ -193,9 +205,10 @@ def pending(live: Element | None, config: Element) -> list[dict[str, t.Any]]:
                 waiting.append(_change(path, None, told) if running is None else _change(path, told, None))
                 continue
             for row in kind.rows:
-                now, then = row.read(running), row.read(defined)
-                if now != then:
-                    waiting.append(_change(f"{kind.option}.{kind.label(defined)}.{row.option}", now, then))
+                differ = row.waiting(running, defined)
+                if differ is not None:
+                    path = f"{kind.option}.{kind.label(defined)}.{row.option}"
+                    waiting.append(_change(path, row.shown(differ[0]), row.shown(differ[1])))
     return waiting
 
 
@@ -203,16 +216,12 @@ def _change(path: str, before: t.Any, after: t.Any) -> dict[str, t.Any]:
     return {"path": path, "from": before, "to": after}
 
 
-def _shown(row: t.Any, value: t.Any) -> t.Any:
-    return None if value is None else row.kind.show(value)
-
-
 def summary(kind: DeviceKind, found: Element) -> str:
-    """A device in one word: its file, or the network it is on."""
-    for row in kind.rows:
-        if row.option in ("path", "network", "bridge") and row.read(found):
-            return str(row.read(found))
-    return "empty"
+    """A device in one word: its file, the network it is on, the device of the host that it is."""
+    for option in kind.told:
+        if kind.row(option).read(found):
+            return str(kind.row(option).read(found))
+    return "empty" if kind is CDROMS else str(kind.fallback.read(found) or "new")
 
 
 def agent_connected(root: Element) -> bool:
@@ -276,6 +285,11 @@ def report(guest: t.Any, addresses: t.Sequence[str]) -> dict[str, t.Any]:
                 **{option: NETWORKS.row(option).read(found) for option in ("network", "bridge", "mac", "model")},
             }
             for found in NETWORKS.elements(now)
+        ],
+        "hostdevs": [{"id": device_id(found), "device": host_device(found)} for found in HOSTDEVS.elements(now)],
+        "filesystems": [
+            {"id": device_id(found), **{row.option: row.read(found) for row in FILESYSTEMS.rows}}
+            for found in FILESYSTEMS.elements(now)
         ],
         "graphics": [
             {

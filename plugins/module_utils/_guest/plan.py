@@ -13,7 +13,7 @@ import dataclasses
 import typing as t
 
 from .._core.errors import PhyllomeError
-from . import domain, plan_devices, plan_disks, plan_fields, plan_first, plan_power, plan_removal
+from . import domain, plan_devices, plan_disks, plan_fields, plan_first, plan_overlay, plan_power, plan_removal
 from .draft import Decision, Draft
 from .tables import BOOT, KINDS, device_id
 
@@ -43,6 +43,8 @@ def decide(wanted: Wanted, there: Guest | None, world: World, waits: t.Collectio
     plan_fields.fields(draft)
     for kind in KINDS:
         plan_devices.devices(draft, kind)
+    plan_overlay.overlays(draft)
+    plan_fields.together(draft)
     plan_disks.disks(draft)
     plan_first.first_boot(draft)
     _own(draft)

@@ -13,11 +13,25 @@ import copy
 import typing as t
 
 from .._core import xml
-from . import build, domain, storage
+from . import build, domain, plan_fields, storage
 from .media import RESERVED
-from .tables import ALIAS, CDROMS, DISKS, KINDS, NETWORKS, DeviceKind, device_id
+from .tables import (
+    ALIAS,
+    CDROMS,
+    DISKS,
+    FILESYSTEMS,
+    HOSTDEVS,
+    INPUTS,
+    KINDS,
+    NETWORKS,
+    TARGET,
+    DeviceKind,
+    device_id,
+    host_device,
+)
 
 if t.TYPE_CHECKING:
+    from .._core.fields import Field
     from .._core.plan import When
     from .._core.xml import Element
     from .draft import Draft
@@ -91,7 +105,7 @@ def _recognise(draft: Draft, kind: DeviceKind, device: Device) -> Element | None
             return found
         if not alike and kind is not CDROMS and option not in _CONNECTIONS:
             return None  # it says exactly which one is meant, and the guest has none: it is a new one
-    if strangers:
+    if strangers and kind.doubted:
         draft.problem(
             f"{device.path}: which of the guest's {kind.option} is meant is not clear",
             f"it has {', '.join(domain.summary(kind, found) for found in strangers)} without an id",
@@ -114,28 +128,31 @@ def _add(draft: Draft, kind: DeviceKind, device: Device, boot: int | None) -> No
         values.setdefault("boot", boot)
     if kind is DISKS:
         values = _disk_values(draft, device, values)
-    if kind is NETWORKS and not ({"network", "bridge"} & set(values)):
-        draft.problem(
-            f"{device.path}: it is connected to nothing", "network or bridge is needed", "Say network: default."
-        )
+    if kind.needed and not set(kind.needed) & set(values):
+        what = "it is connected to nothing" if kind is NETWORKS else "what it is is not said"
+        needed = " or ".join(dict.fromkeys(option.partition(".")[0] for option in kind.needed))
+        draft.problem(f"{device.path}: {what}", f"{needed} is needed", "Declare it.")
         return
+    if kind is NETWORKS and (number := build.card_number(draft.root, values["model"])):
+        values.setdefault("acpi_index", number)
     _insert(draft.root, kind, made)
     options = [row for row in kind.rows if row.option in values]
     for row in options:
         row.write(made, values[row.option])
-    if values.get("bus") == "scsi":
+    if kind is DISKS and values.get("bus") == "scsi":
         build.scsi_controller(draft.root)
     draft.own_device(device)
     why = draft.plug(kind, made)
     when: When = "next_boot" if draft.live is not None and draft.running(kind, made) is None else "live"
     for row in options:
-        draft.note("config", f"{device.path}.{row.option}", None, values[row.option], when, why=why)
+        _offered(draft, device, row, values[row.option])
+        draft.note("config", f"{device.path}.{row.option}", None, row.shown(values[row.option]), when, why=why)
     _connected(draft, device.path, made)
 
 
 def _disk_values(draft: Draft, device: Device, values: dict[str, t.Any]) -> dict[str, t.Any]:
     path = draft.world.paths.get(device.id)
-    if path is None:
+    if path is None or "block" in device.values:
         return values
     image = draft.world.images.get(path)
     if isinstance(image, storage.Image) and "format" not in device.values:
@@ -159,7 +176,7 @@ def _edit(draft: Draft, kind: DeviceKind, device: Device, found: Element) -> Non
             live = (live[0], copy.deepcopy(running))
         if before == value:
             if live:
-                draft.note("live", path, live[0], value, device=live[1])
+                draft.note("live", path, row.shown(live[0]), row.shown(value), **_live(row, live[1]))
         elif row.when == "refused":
             draft.note("refused", path, before, value, "refused")
             draft.problem(
@@ -168,13 +185,28 @@ def _edit(draft: Draft, kind: DeviceKind, device: Device, found: Element) -> Non
                 f"Declare {before}, or add a disk with an id of its own.",
             )
         else:
+            _offered(draft, device, row, value)
             row.write(found, value)
-            draft.note("config", path, before, value, draft.when(row), **({"device": live[1]} if live else {}))
+            told = _live(row, live[1]) if live else {}
+            draft.note("config", path, row.shown(before), row.shown(value), draft.when(row), **told)
             if row.option == "bus" and value == "scsi":
                 build.scsi_controller(draft.root)
     if running is None:
         draft.plug(kind, found)  # an earlier run has defined it, and was cut off or refused
     _connected(draft, device.path, found)
+
+
+def _live(row: Field, running: Element) -> dict[str, t.Any]:
+    """How the running guest is told, as ``apply`` takes it."""
+    if row.call:
+        # libvirt takes what is not said for no limit
+        limits = {found.path.rpartition("/")[2]: found.read(running) for found in DISKS.rows if found.call == row.call}
+        return {"call": row.call, "value": (TARGET.read(running), limits)}
+    return {"device": running}
+
+
+def _offered(draft: Draft, device: Device, row: Field, value: t.Any) -> None:
+    plan_fields.offered_here(draft, f"{device.path}.{row.option}", row, value)
 
 
 def _prune(draft: Draft, kind: DeviceKind, declared: set[str]) -> None:
@@ -211,6 +243,20 @@ def _connected(draft: Draft, path: str, found: Element) -> None:
         name = NETWORKS.row(option).read(found) if found.tag == NETWORKS.tag else None
         if name and name in known and known[name] is None:
             draft.problem(f"{path}.{option}: {name}", f"this host has no such {option}", remedy)
+    for option, kind in (("direct", NETWORKS), ("block", DISKS), ("source", FILESYSTEMS), ("path", INPUTS)):
+        name = kind.row(option).read(found) if found.tag == kind.tag else None
+        there = f"/sys/class/net/{name}" if option == "direct" else str(name)
+        if name and draft.world.exists.get(there) is False:
+            draft.problem(f"{path}.{option}: {name}", "this host has no such device or directory", "Correct it.")
+    name = host_device(found) if found.tag == HOSTDEVS.tag else None
+    if name and draft.world.owners.get(name):
+        draft.problem(
+            f"{path}: {name}",
+            f"the device belongs to guest {', '.join(draft.world.owners[name])}",
+            "A device of the host has one guest: take it out of the other one first.",
+        )
+    if name and not name.startswith("usb") and draft.world.devices.get(name) is False:
+        draft.problem(f"{path}: {name}", "this host has no such device", "iommu_facts lists what it has.")
 
 
 def _alias(name: str) -> Element:

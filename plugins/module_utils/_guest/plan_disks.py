@@ -34,8 +34,8 @@ def disks(draft: Draft) -> None:
     for disk in draft.wanted.devices.get(DISKS.option, ()):
         found = domain.device(DISKS, draft.root, disk.id)
         path = draft.world.paths.get(disk.id)
-        if found is None:
-            continue  # said already
+        if found is None or found.get("type") == "block":
+            continue  # said already, or nobody's to make and to grow
         if path is None:
             _pool(draft, disk)
             continue
@@ -161,7 +161,16 @@ def _missing(draft: Draft, disk: Device, found: Element, path: str, room: dict[s
     size = max(disk.size or 0, source.capacity if source else 0)
     if not size:
         return
-    room[directory] = room.get(directory, 0) + storage.needed(size, source)
+    method = disk.source.method if disk.source else "full"
+    form = DISKS.row("format").read(found)
+    if method == "reflink" and source is not None and source.format != form:
+        draft.problem(
+            f"{disk.path}.source.method: reflink",
+            f"it shares the blocks of a {source.format} image, and the disk is {form}",
+            f"Declare format: {source.format}, or method: full.",
+        )
+        return
+    room[directory] = room.get(directory, 0) + storage.needed(size, source if method == "full" else None)
     if not ours:
         volumes = tuple(kept for kept in draft.marker.volumes if kept.id != disk.id)
         draft.marker = dataclasses.replace(draft.marker, volumes=(*volumes, Volume(disk.id, path, False)))
@@ -172,9 +181,10 @@ def _missing(draft: Draft, disk: Device, found: Element, path: str, room: dict[s
         format_size(size),
         id=disk.id,
         file=path,
-        form=DISKS.row("format").read(found),
+        form=form,
         size=size,
         source=disk.source.path if disk.source else None,
+        method=method,
     )
 
 
@@ -189,7 +199,7 @@ def _source(draft: Draft, disk: Device) -> storage.Image | None:
     if isinstance(image, PhyllomeError):
         draft.problem(f"{disk.path}.source: {image.what}", image.why, image.remedy)
         return None
-    if image.refers:
+    if image.refers and disk.source.method != "linked":
         draft.problem(
             f"{path}: {disk.source.path} refers to another file",
             f"a part of its content is in {image.refers}",

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import typing as t
 
-from .tables import CDROMS, DISKS, NETWORKS
+from .._core.units import format_size
+from .tables import CDROMS, DISKS, DOMAIN, HOSTDEVS, NETWORKS, host_device
 
 if t.TYPE_CHECKING:
     from .draft import Draft
@@ -102,6 +103,15 @@ def _startable(draft: Draft) -> None:
                 "the network is not active, and a guest cannot start without it",
                 f"Start it: virsh net-start {name}.",
             )
+    _hugepages(draft)
+    for found in HOSTDEVS.elements(draft.root):
+        name, policy = host_device(found), HOSTDEVS.row("startup_policy").read(found)
+        if name and draft.world.devices.get(name) is False and policy not in ("optional", "requisite"):
+            draft.problem(
+                f"hostdevs.{HOSTDEVS.label(found)}: {name}",
+                "the device is not plugged in, and the guest cannot start without it",
+                "Plug it in, or declare startup_policy: optional for it.",
+            )
     declared = {device.id for devices in draft.wanted.devices.values() for device in devices}
     made = {change.args["file"] for change in draft.changes if change.action == "medium.create"}
     for kind in (CDROMS, DISKS):
@@ -115,3 +125,15 @@ def _startable(draft: Draft) -> None:
                     "this host has no such file",
                     "Put it there, or correct the path.",
                 )
+
+
+def _hugepages(draft: Draft) -> None:
+    row = next(row for row in DOMAIN["memory"] if row.option == "hugepages")
+    pages, size = row.read(draft.root), DOMAIN[""][0].read(draft.root)
+    free = draft.world.hugepages.get(pages) if pages else None
+    if free is not None and size is not None and free * pages < size:
+        draft.problem(
+            f"memory.hugepages: {-(-size // pages)} pages of {format_size(pages)} are needed",
+            f"{free} are free on this host",
+            "Reserve more (kernel parameters hugepagesz and hugepages), or stop other guests.",
+        )

@@ -43,36 +43,69 @@ class Profile:
 
 _LINUX = Profile(
     fields={
-        "": {"memory": 2 * GIB, "vcpus": 2},
+        # The agent's channel costs nothing when nobody is at its other end, and shuts down, freezes and tells addresses.
+        "": {"memory": 2 * GIB, "vcpus": 2, "channels": ("agent",)},
         # No Secure Boot: out-of-tree modules and self-built kernels would not load.
         "firmware": {"type": "uefi", "secure_boot": False},
         "tpm": {"model": "none"},
         # A display on the loopback address only: the way in when network and serial console are of no use.
         "graphics": {"type": "vnc"},
+        # First boots wait for entropy (keys of sshd) without it. https://wiki.qemu.org/Features/VirtIORNG
+        "rng": {"backend": "random"},
     }
+)
+
+_WINDOWS11 = Profile(
+    fields={
+        # Setup refuses less: 4 GB, 2 cores, UEFI with Secure Boot, TPM 2.0.
+        # https://learn.microsoft.com/windows/whats-new/windows-11-requirements
+        "": {"memory": 4 * GIB, "vcpus": 2, "channels": ("agent",)},
+        "firmware": {"type": "uefi", "secure_boot": True, "enrolled_keys": True},
+        # CRB is the TPM 2.0 interface; TIS is older. https://libvirt.org/formatdomain.html#tpm-device
+        "tpm": {"model": "tpm-crb"},
+        "graphics": {"type": "vnc"},
+        # Intel HD Audio: Windows has the driver. https://libvirt.org/formatdomain.html#sound-devices
+        "sound": {"model": "ich9"},
+        "rng": {"backend": "random"},
+    },
+    # vga works before the virtio display driver is installed, and OVMF drives both.
+    video=("virtio", "vga"),
+    # Windows keeps local time in the RTC. https://libvirt.org/formatdomain.html#time-keeping
+    clock="localtime",
+    hyperv=True,
+    # Client editions use at most two sockets: four vCPUs as four sockets would be two.
+    # https://learn.microsoft.com/windows/win32/procthread/processor-groups
+    cores=True,
 )
 
 PROFILES: dict[str, Profile] = {
     "linux": _LINUX,
-    "windows11": Profile(
+    # Somebody sits in front of it: SPICE carries sound, clipboard and the size of the window, and desktops want memory.
+    # https://www.spice-space.org/features.html
+    "linux-desktop": dataclasses.replace(
+        _LINUX,
         fields={
-            # Setup refuses less: 4 GB, 2 cores, UEFI with Secure Boot, TPM 2.0.
-            # https://learn.microsoft.com/windows/whats-new/windows-11-requirements
-            "": {"memory": 4 * GIB, "vcpus": 2},
-            "firmware": {"type": "uefi", "secure_boot": True, "enrolled_keys": True},
-            # CRB is the TPM 2.0 interface; TIS is older. https://libvirt.org/formatdomain.html#tpm-device
-            "tpm": {"model": "tpm-crb"},
-            "graphics": {"type": "vnc"},
+            **_LINUX.fields,
+            "": {"memory": 4 * GIB, "vcpus": 2, "channels": ("agent", "spice")},
+            "graphics": {"type": "spice"},
+            "sound": {"model": "ich9"},
         },
-        # vga works before the virtio display driver is installed, and OVMF drives both.
-        video=("virtio", "vga"),
-        # Windows keeps local time in the RTC. https://libvirt.org/formatdomain.html#time-keeping
-        clock="localtime",
-        hyperv=True,
-        # Client editions use at most two sockets: four vCPUs as four sockets would be two.
-        # https://learn.microsoft.com/windows/win32/procthread/processor-groups
-        cores=True,
     ),
+    "windows11": _WINDOWS11,
+    # Windows 10 asks for neither Secure Boot nor a TPM, and 2 GB are its minimum; 4 are what it works with.
+    # https://learn.microsoft.com/windows-hardware/design/minimum/minimum-hardware-requirements-overview
+    "windows10": dataclasses.replace(
+        _WINDOWS11,
+        fields={
+            **_WINDOWS11.fields,
+            "firmware": {"type": "uefi", "secure_boot": False},
+            "tpm": {"model": "none"},
+        },
+    ),
+    # FreeBSD, OpenBSD and NetBSD have virtio disks and cards in their kernels; on UEFI they draw on the frame buffer
+    # that the firmware leaves, which vga keeps. Their boot loaders are not signed for Secure Boot.
+    # https://man.freebsd.org/virtio(4), https://man.openbsd.org/virtio.4, https://man.netbsd.org/virtio.4
+    "bsd": dataclasses.replace(_LINUX, video=("vga",)),
     # Anything that boots from UEFI and may lack virtio drivers: SATA, Intel e1000e and VGA are in every system.
     "generic": dataclasses.replace(_LINUX, disk_bus="sata", nic_model="e1000e", video=("vga",)),
     # What has to boot from a BIOS. SeaBIOS reads virtio disks, so they stay fast; vga is what it draws on.
@@ -125,3 +158,7 @@ NEEDS = {"synic": ("vpindex",), "stimer": ("synic",), "tlbflush": ("vpindex",), 
 SPARE_PORTS = 14
 """Free PCIe ports of a new guest: a q35 machine takes a new device only into a port that was there at start.
 virt-install makes as many (research: guests.md, finding 8)."""
+
+NUMBERED = ("virtio", "e1000e")
+"""Models of network cards that get an ACPI index: Linux names them by it (eno1, eno2), whatever else is plugged in or out
+(systemd.net-naming-scheme(7); QEMU 6.1 and later). The other models sit behind a bridge where QEMU knows no index."""

@@ -21,7 +21,7 @@ from .._core.names import guest_uuid
 from . import build, domain, storage
 from .read_first import First, first_disk, look
 from .spec import Device, Wanted
-from .tables import CDROMS, DISKS, DOMAIN, NETWORKS, TARGET
+from .tables import CDROMS, DISKS, DOMAIN, HOSTDEVS, KINDS, NETWORKS, TARGET, host_device
 
 if t.TYPE_CHECKING:
     from .._core.xml import Element
@@ -135,6 +135,8 @@ class Host:
         video, graphics, tpm: models and types.
         uefi, secure_boot: whether there is firmware for it.
         store: directory of UEFI variable stores.
+        vcpus: how many a guest can have at most; None when libvirt does not tell.
+        offers: values that libvirt lists for this host, by ``fields.Field.offered``.
     """
 
     type: str
@@ -146,6 +148,8 @@ class Host:
     uefi: bool
     secure_boot: bool
     store: str
+    vcpus: int | None = None
+    offers: t.Mapping[str, frozenset[str]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,6 +171,10 @@ class World:
         users: names of other guests that use a file, by path.
         libvirt: its version, as virConnectGetLibVersion has it.
         first: what a first boot depends on.
+        cpus: how many processors the host has.
+        hugepages: how many are free, by their size in bytes.
+        devices: whether the host has it, by ``table_devices.host_device``.
+        owners: names of other guests that have such a device.
     """
 
     host: Host | None = None
@@ -183,6 +191,10 @@ class World:
     users: t.Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     libvirt: int = 0
     first: First = dataclasses.field(default_factory=First)
+    cpus: int | None = None
+    hugepages: t.Mapping[int, int] = dataclasses.field(default_factory=dict)
+    devices: t.Mapping[str, bool] = dataclasses.field(default_factory=dict)
+    owners: t.Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
 
 def guest(found: t.Any, secrets: bool = True) -> Guest:
@@ -270,7 +282,8 @@ class Look:
         self._home = user_images() if self._session else None
         with virt.saying("Cannot ask libvirt about this host"):
             self._libvirt = connection.getLibVersion()
-            self._memory = connection.getInfo()[1] * 1024**2
+            info = connection.getInfo()
+            self._memory, self._cpus = info[1] * 1024**2, info[2]
         self._host: Host | None = None
         self._pools: dict[str, Pool | None] = {}
         self._networks: dict[str, bool | None] = {}
@@ -294,7 +307,7 @@ class Look:
             PhyllomeError: libvirt does not tell.
         """
         with virt.saying("Cannot ask libvirt about this host"):
-            base = World(namesake=namesake, libvirt=self._libvirt, memory=self._memory)
+            base = World(namesake=namesake, libvirt=self._libvirt, memory=self._memory, cpus=self._cpus)
             if wanted.state == "absent":
                 return base if there is None else dataclasses.replace(base, users=self._users(there))
             return self._around(wanted, there, base)
@@ -302,11 +315,16 @@ class Look:
     def _around(self, wanted: Wanted, there: Guest | None, base: World) -> World:
         disks, cdroms, cards = (wanted.devices.get(kind.option, ()) for kind in (DISKS, CDROMS, NETWORKS))
         new = [disk for disk in disks if there is None or domain.device(DISKS, there.config, disk.id) is None]
-        pools = {disk.pool or "images": self._pool(disk.pool or "images") for disk in new if "path" not in disk.values}
+        pools = {
+            disk.pool or "images": self._pool(disk.pool or "images")
+            for disk in new
+            if not {"path", "block"} & set(disk.values)
+        }
         paths = dict(_paths(wanted, there, pools))
         files = {*paths.values(), *(card.values["path"] for card in cdroms if card.values.get("path"))}
         files.update(disk.source.path for disk in disks if disk.source)
         files.update(_of_guest(there))
+        files.update(_of_host(wanted))
         host = self._hosts() if there is None or _needs_host(wanted, there) else None
         if there is None and host is not None:
             files.add(build.store(host, wanted.uuid or guest_uuid(wanted.name)))
@@ -320,6 +338,7 @@ class Look:
             path = paths.get(disk.id)
             if disk.source and path and not exists[path] and exists[disk.source.path]:
                 images[disk.source.path] = self._image(disk.source.path, disk.source.checksum)
+        named = _host_devices(wanted, there)
         directories = {os.path.dirname(path) for path in paths.values()}
         return dataclasses.replace(
             base,
@@ -337,6 +356,9 @@ class Look:
                 if os.path.isdir(directory) or directory == self._home
             },
             first=self._first(wanted, there, paths),
+            hugepages=_hugepages(),
+            devices={name: _plugged_in(name) for name in named},
+            owners=self._owners(wanted, there, named),
         )
 
     def _first(self, wanted: Wanted, there: Guest | None, paths: t.Mapping[str, str]) -> First:
@@ -389,6 +411,19 @@ class Look:
             self._host = host(self.connection, domain.store_directory(self._session))
         return self._host
 
+    def _owners(self, wanted: Wanted, there: Guest | None, named: set[str]) -> dict[str, tuple[str, ...]]:
+        """Which other guests have these devices of the host, running or not."""
+        owners: dict[str, tuple[str, ...]] = {}
+        if not named or not wanted.devices.get(HOSTDEVS.option):
+            return owners
+        for other in self.connection.listAllDomains():
+            if there is None or other.UUIDString() != there.uuid:
+                root = xml.parse(other.XMLDesc())
+                held = [*root.findall("devices/hostdev"), *root.findall("devices/interface[@type='hostdev']")]
+                for name in {host_device(found) or "" for found in held} & named:
+                    owners[name] = (*owners.get(name, ()), other.name())
+        return owners
+
     def _users(self, there: Guest) -> dict[str, tuple[str, ...]]:
         """Which other guests use the files that are ours."""
         ours = domain.marker(there.config)
@@ -426,6 +461,14 @@ def _roots(found: t.Any) -> t.Iterator[Element]:
         yield xml.parse(snapshot.getXMLDesc())
 
 
+_OFFERS = {
+    "disk.bus": "devices/disk/enum[@name='bus']",
+    "video.model": "devices/video/enum[@name='modelType']",
+    "rng.backend": "devices/rng/enum[@name='backendModel']",
+}
+"""Where domain capabilities list what a field can be."""
+
+
 def host(connection: t.Any, store: str) -> Host:
     """What the host offers to a q35 guest (https://libvirt.org/formatdomaincaps.html)."""
     arch = connection.getInfo()[0]
@@ -449,6 +492,12 @@ def host(connection: t.Any, store: str) -> Host:
 
     hyperv = xml.first(root, "features/hyperv")
     tpm = offered("devices/tpm/enum[@name='model']")
+    modes = root.findall("cpu/mode[@supported='yes']")
+    models = frozenset(
+        str(found.text) for found in root.findall("cpu/mode[@name='custom']/model") if found.get("usable") != "no"
+    )
+    offers = {name: offered(path) for name, path in _OFFERS.items() if xml.first(root, path) is not None}
+    vcpus = xml.first(root, "vcpu")
     return Host(
         type=kind,
         arch=arch,
@@ -459,6 +508,8 @@ def host(connection: t.Any, store: str) -> Host:
         uefi="efi" in offered("os/enum[@name='firmware']"),
         secure_boot="yes" in offered("os/loader/enum[@name='secure']"),
         store=store,
+        vcpus=None if vcpus is None else int(vcpus.get("max", "0")) or None,
+        offers={**offers, "cpu.mode": frozenset(found.get("name", "") for found in modes), "cpu.model": models},
     )
 
 
@@ -470,6 +521,8 @@ def user_images() -> str:
 def _paths(wanted: Wanted, there: Guest | None, pools: t.Mapping[str, Pool | None]) -> t.Iterator[tuple[str, str]]:
     ours = None if there is None else domain.marker(there.config)
     for disk in wanted.devices.get(DISKS.option, ()):
+        if "block" in disk.values:
+            continue
         found = None if there is None else domain.device(DISKS, there.config, disk.id)
         kept = ours.volume(disk.id) if ours else None
         if found is not None:
@@ -496,6 +549,61 @@ def _of_guest(there: Guest | None) -> t.Iterator[str]:
                 yield path
 
 
+def _of_host(wanted: Wanted) -> t.Iterator[str]:
+    """Devices and directories of the host that are declared by their paths."""
+    for option, name in (("disks", "block"), ("filesystems", "source"), ("inputs", "path"), ("networks", "direct")):
+        for device in wanted.devices.get(option, ()):
+            if name in device.values:
+                yield f"/sys/class/net/{device.values[name]}" if name == "direct" else device.values[name]
+
+
+def _host_devices(wanted: Wanted, there: Guest | None) -> set[str]:
+    """Names of the host's devices that the guest has or will have."""
+    held = [] if there is None else [host_device(found) for found in HOSTDEVS.elements(there.config)]
+    return {name for name in (*held, *(_declared(device) for device in wanted.devices.get("hostdevs", ()))) if name}
+
+
+def _declared(device: Device) -> str | None:
+    made = xml.element(HOSTDEVS.tag)
+    for row in HOSTDEVS.rows:
+        if row.option in device.values:
+            row.write(made, device.values[row.option])
+    return host_device(made)
+
+
+def _plugged_in(name: str) -> bool:
+    """Whether the host has a device that ``host_device`` has named."""
+    bus, dummy, device = name.partition(" ")
+    if bus == "usb":
+        identifiers = {tuple(f"0x{_sysfs(f'{path}/{file}')}" for file in ("idVendor", "idProduct")) for path in _usb()}
+        return tuple(device.split(":")) in identifiers
+    return os.path.exists(f"/sys/bus/{bus}/devices/{device}")
+
+
+def _usb() -> list[str]:
+    with contextlib.suppress(FileNotFoundError):
+        return [f"/sys/bus/usb/devices/{name}" for name in os.listdir("/sys/bus/usb/devices")]
+    return []
+
+
+def _sysfs(path: str) -> str:
+    with contextlib.suppress(OSError), open(path, encoding="ascii") as stream:
+        return stream.read().strip()
+    return ""
+
+
+def _hugepages() -> dict[int, int]:
+    """How many huge pages are free, by their size (https://docs.kernel.org/admin-guide/mm/hugetlbpage.html)."""
+    free = {}
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir("/sys/kernel/mm/hugepages"):
+            size = name.partition("-")[2].removesuffix("kB")
+            count = _sysfs(f"/sys/kernel/mm/hugepages/{name}/free_hugepages")
+            if size.isdigit() and count.isdigit():
+                free[int(size) * 1024] = int(count)
+    return free
+
+
 def _bridge(name: str) -> bool | None:
     """True, or None when the kernel has no such bridge."""
     return True if os.path.isdir(f"/sys/class/net/{name}/bridge") else None
@@ -508,12 +616,20 @@ def _uncounted(there: Guest | None, disk: Device) -> bool:
 
 
 def _needs_host(wanted: Wanted, there: Guest) -> bool:
-    return any(
-        option in values and row.read(there.config) != values[option]
+    """Whether something is declared that the guest does not have yet, and that not every host offers."""
+    fields = any(
+        row.option in values and row.read(there.config) != values[row.option]
         for group, values in wanted.fields.items()
-        if group in ("tpm", "graphics")
         for row in DOMAIN[group]
-        for option in (row.option,)
+        if row.offered or group in ("", "vcpus", "graphics", "firmware")
+    )
+    return fields or any(
+        row.option in device.values and (found is None or row.read(found) != device.values[row.option])
+        for kind in KINDS
+        for device in wanted.devices.get(kind.option, ())
+        for found in (domain.device(kind, there.config, device.id),)
+        for row in kind.rows
+        if row.offered
     )
 
 

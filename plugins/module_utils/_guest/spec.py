@@ -20,13 +20,17 @@ from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from .._core import fields
 from .._core.errors import PhyllomeError
 from .._core.names import check_id, check_name, check_path
-from .._core.units import parse_size
+from .._core.units import format_size, parse_size
 from . import install, seed, wait
 from .media import RESERVED
+from .overlay import Overlay, overlays
 from .profiles import PROFILES
 from .tables import DOMAIN, KINDS, DeviceKind
 
-_CHECKSUM = re.compile(r"^sha256:[0-9a-f]{64}$")
+_CHECKSUM = re.compile(r"sha256:[0-9a-f]{64}")
+
+METHODS = ("full", "reflink", "linked")
+"""How a disk is made from an image, see ``storage.create``."""
 
 DEVICE_OPTIONS: dict[str, dict[str, t.Any]] = {
     "disks": {
@@ -34,11 +38,22 @@ DEVICE_OPTIONS: dict[str, dict[str, t.Any]] = {
         "pool": {"type": "str"},
         "source": {
             "type": "dict",
-            "options": {"path": {"type": "path", "required": True}, "checksum": {"type": "str"}},
+            "options": {
+                "path": {"type": "path", "required": True},
+                "checksum": {"type": "str"},
+                "method": {"type": "str", "choices": list(METHODS)},
+            },
         },
     },
 }
 """Options of a device that are no field of its XML."""
+
+def _group(group: str) -> dict[str, t.Any]:
+    """An option that holds a group of rows; those of the top level that have a long form are in it as well."""
+    short = {"memory": {"size": {"type": "str"}}, "vcpus": {"current": {"type": "int"}}}.get(group, {})
+    more = {"firmware": {"nvram": {"type": "str", "choices": ["keep", "reset"]}}}.get(group, {})
+    return {"type": "dict", "options": {**short, **fields.argument_spec(DOMAIN[group]), **more}}
+
 
 GUEST_OPTIONS: dict[str, dict[str, t.Any]] = {
     "name": {"type": "str"},
@@ -46,7 +61,7 @@ GUEST_OPTIONS: dict[str, dict[str, t.Any]] = {
     "state": {"type": "str", "choices": ["present", "running", "stopped", "paused", "absent"]},
     "profile": {"type": "str", "choices": list(PROFILES)},
     **fields.argument_spec(DOMAIN[""]),
-    **{group: {"type": "dict", "options": fields.argument_spec(rows)} for group, rows in DOMAIN.items() if group},
+    **{group: _group(group) for group in DOMAIN if group},
     **{
         kind.option: {
             "type": "list",
@@ -64,6 +79,7 @@ GUEST_OPTIONS: dict[str, dict[str, t.Any]] = {
     "cloud_init": {"type": "dict", "options": seed.OPTIONS},
     "install": {"type": "dict", "options": install.OPTIONS},
     "wait": {"type": "dict", "options": wait.OPTIONS},
+    "xml": {"type": "dict", "options": {"guest": {"type": "str"}, "devices": {"type": "dict"}}},
     "autostart": {"type": "bool"},
     "adopt": {"type": "bool"},
     "protected": {"type": "bool"},
@@ -86,22 +102,26 @@ GUEST_OPTIONS: dict[str, dict[str, t.Any]] = {
 
 ARGUMENTS: dict[str, dict[str, t.Any]] = {
     **GUEST_OPTIONS,
+    # the short form is no dictionary; accept takes both
+    "memory": {"type": "raw"},
+    "vcpus": {"type": "raw"},
     "uri": {"type": "str", "default": "qemu:///system"},
     "guests": {"type": "list", "elements": "dict"},
     "defaults": {"type": "dict"},
 }
 
 
-SECRET = ("user_data", "kickstart")
-"""Options that are never shown: they tend to have passwords in them."""
+SECRET = ("user_data", "kickstart", "password")
+"""Options that are never shown: they are passwords, or tend to have some in them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """An image to copy a new disk from; the checksum is ``sha256:<hex>``."""
+    """An image to make a new disk from; the checksum is ``sha256:<hex>``, the method one of ``METHODS``."""
 
     path: str
     checksum: str | None
+    method: str = "full"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +159,8 @@ class Wanted:
         devices: by list option; a list that is not declared is not there.
         shutdown_timeout, unplug_timeout: seconds.
         apply: ``live``, ``next_boot`` or ``restart``.
+        overlays: raw XML that is merged in, by path in messages.
+        reset_nvram: whether UEFI variables may be made anew.
     """
 
     name: str
@@ -162,6 +184,8 @@ class Wanted:
     cloud_init: seed.Seed | None = None
     install: install.Install | None = None
     wait: wait.Wait | None = None
+    overlays: t.Sequence[Overlay] = ()
+    reset_nvram: bool = False
 
 
 def guests(params: t.Mapping[str, t.Any]) -> list[dict[str, t.Any]]:
@@ -207,7 +231,7 @@ def accept(given: t.Mapping[str, t.Any]) -> Wanted:
     Raises:
         PhyllomeError: the first rule that is broken, with option, value and remedy.
     """
-    checked = ArgumentSpecValidator(GUEST_OPTIONS).validate(_set(given))
+    checked = ArgumentSpecValidator(GUEST_OPTIONS).validate(_long(_set(given)))
     if checked.error_messages:
         raise PhyllomeError(
             f"Guest {given.get('name')!r}: options are not valid",
@@ -219,12 +243,17 @@ def accept(given: t.Mapping[str, t.Any]) -> Wanted:
         raise PhyllomeError("A guest has no name", "name is required", "Give it one.")
     firmware = options.get("firmware") or {}
     _check_firmware(firmware)
+    declared = {
+        group: fields.accept(rows, _given(options, group), group and f"{group}.") for group, rows in DOMAIN.items()
+    }
+    _check_groups(declared)
     devices = {
         kind.option: tuple(_device(kind, entry) for entry in options[kind.option])
         for kind in KINDS
         if options.get(kind.option) is not None
     }
     _check_unique(devices)
+    _check_shared(declared, devices)
     delete, shutdown = options.get("delete") or {}, options.get("shutdown") or {}
     owned = delete.get("disks") == "owned"
     return Wanted(
@@ -232,10 +261,7 @@ def accept(given: t.Mapping[str, t.Any]) -> Wanted:
         uuid=_uuid(options.get("uuid")),
         state=options.get("state") or "running",
         profile=options.get("profile"),
-        fields={
-            group: fields.accept(rows, (options if not group else options.get(group)) or {}, group and f"{group}.")
-            for group, rows in DOMAIN.items()
-        },
+        fields=declared,
         devices=devices,
         autostart=options.get("autostart"),
         protected=options.get("protected"),
@@ -252,6 +278,8 @@ def accept(given: t.Mapping[str, t.Any]) -> Wanted:
         cloud_init=None if options.get("cloud_init") is None else seed.accept(options["cloud_init"]),
         install=None if options.get("install") is None else install.accept(options["install"]),
         wait=None if options.get("wait") is None else wait.accept(options["wait"]),
+        overlays=overlays(options.get("xml") or {}),
+        reset_nvram=firmware.get("nvram") == "reset",
     )
 
 
@@ -259,6 +287,22 @@ def mac_address(uuid: str, device: str) -> str:
     """The MAC address of a new network card: QEMU's prefix and a hash of guest and id."""
     digest = hashlib.sha256(f"{uuid}/{device}".encode()).hexdigest()
     return f"52:54:00:{digest[0:2]}:{digest[2:4]}:{digest[4:6]}"
+
+
+def _long(given: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
+    """Short forms as long ones: ``memory: 2GiB`` is ``memory: {size: 2GiB}``."""
+    short = {"memory": "size", "vcpus": "current"}
+    return {
+        name: value if name not in short or isinstance(value, t.Mapping) else {short[name]: value}
+        for name, value in given.items()
+    }
+
+
+def _given(options: t.Mapping[str, t.Any], group: str) -> dict[str, t.Any]:
+    if group:
+        return options.get(group) or {}
+    long = {"memory": (options.get("memory") or {}).get("size"), "vcpus": (options.get("vcpus") or {}).get("current")}
+    return {**options, **long}
 
 
 def _set(value: t.Any) -> t.Any:
@@ -307,12 +351,78 @@ def _check_firmware(firmware: t.Mapping[str, t.Any]) -> None:
         )
 
 
+def _check_groups(declared: dict[str, dict[str, t.Any]]) -> None:
+    """What belongs together among the fields of the guest itself."""
+    cpu, vcpus, top = declared["cpu"], declared["vcpus"], declared[""]
+    if ("model" in cpu) != (cpu.get("mode") == "custom"):
+        raise PhyllomeError(
+            f"cpu.model: {cpu.get('model')} with cpu.mode: {cpu.get('mode')}",
+            "a model is named for mode custom, and only for it",
+            "Declare both cpu.mode: custom and cpu.model, or another mode alone.",
+        )
+    if "migratable" in cpu and cpu.get("mode") not in ("host-passthrough", "maximum"):
+        raise PhyllomeError(
+            f"cpu.migratable: {cpu['migratable']} with cpu.mode: {cpu.get('mode')}",
+            "only host-passthrough and maximum can be more than what migrates",
+            "Declare cpu.mode: host-passthrough, or leave migratable out.",
+        )
+    if "numa" in vcpus:
+        total = sum(size for dummy, size in vcpus["numa"])
+        if not vcpus["numa"] or top.setdefault("memory", total) != total:
+            raise PhyllomeError(
+                f"vcpus.numa: its {len(vcpus['numa'])} cells have {format_size(total) if total else 'no memory'}",
+                "the guest's memory is that of its cells",
+                "Correct the cells, or leave memory.size out.",
+            )
+    if "maximum" in vcpus and top.get("vcpus", 1) > vcpus["maximum"]:
+        raise PhyllomeError(
+            f"vcpus.current: {top['vcpus']} is more than vcpus.maximum: {vcpus['maximum']}",
+            "the maximum is what the guest can have",
+            "Raise the maximum, or lower current.",
+        )
+    memory = declared["memory"]
+    if "current" in memory and "memory" in top and memory["current"] > top["memory"]:
+        raise PhyllomeError(
+            f"memory.current: {format_size(memory['current'])} is more than memory.size",
+            "the balloon takes memory away and gives it back",
+            "Declare at most memory.size.",
+        )
+    for group in ("graphics", "rng", "watchdog"):
+        kind = {"graphics": "type", "rng": "backend", "watchdog": "model"}[group]
+        others = sorted(set(declared[group]) - {kind})
+        if declared[group].get(kind) == "none" and (
+            others and others != ["gl"] or declared[group].get("gl", "none") != "none"
+        ):
+            raise PhyllomeError(
+                f"{group}.{others[0]}: given beside {group}.{kind}: none",
+                "there is nothing that it belongs to",
+                "Leave it out.",
+            )
+
+
+def _check_shared(declared: dict[str, dict[str, t.Any]], devices: t.Mapping[str, tuple[Device, ...]]) -> None:
+    """virtiofs reads the guest's memory from another process. (virt-manager issue 127: users do not know.)"""
+    for device in devices.get("filesystems", ()):
+        virtiofs = device.values.get("driver", "virtiofs") == "virtiofs"
+        if virtiofs and not declared["memory"].setdefault("shared", True):
+            raise PhyllomeError(
+                f"memory.shared: false with {device.path} (virtiofs)",
+                "virtiofs reads and writes the guest's memory from a process of its own",
+                "Leave memory.shared out, or say driver: 9p.",
+            )
+
+
 def _check_unique(devices: t.Mapping[str, tuple[Device, ...]]) -> None:
     for what, key in (
         ("id", lambda device: device.id),
         ("boot", lambda device: device.values.get("boot")),
         ("mac", lambda device: device.values.get("mac")),
         ("path", lambda device: device.values.get("path") or None),
+        ("block", lambda device: device.values.get("block")),
+        ("tag", lambda device: device.values.get("tag")),
+        ("pci", lambda device: device.values.get("pci")),
+        ("mdev", lambda device: device.values.get("mdev")),
+        ("acpi_index", lambda device: device.values.get("acpi_index")),
     ):
         seen: dict[t.Any, Device] = {}
         for device in (device for listed in devices.values() for device in listed):
@@ -336,14 +446,16 @@ def _device(kind: DeviceKind, entry: t.Mapping[str, t.Any]) -> Device:
         )
     prefix = f"{kind.option}.{device}."
     values = fields.accept(kind.rows, entry, prefix)
-    for first, second in (("path", "pool"), ("network", "bridge")):
-        if entry.get(first) is not None and entry.get(second) is not None:
-            raise PhyllomeError(
-                f"{kind.option}.{device}: {first} and {second} are both given",
-                "each of them says where it belongs",
-                "Keep one of them.",
-            )
-    source = entry.get("source")
+    given = [name for name in kind.one_of if entry.get(name) is not None]
+    if len(given) > 1:
+        raise PhyllomeError(
+            f"{kind.option}.{device}: {given[0]} and {given[1]} are both given",
+            "each of them says where it belongs",
+            "Keep one of them.",
+        )
+    for check in _CHECKS.get(kind.option, ()):
+        check(f"{kind.option}.{device}", {**entry, **values})
+    source = entry.get("source") if kind.option == "disks" else None
     return Device(
         kind=kind,
         id=device,
@@ -352,6 +464,91 @@ def _device(kind: DeviceKind, entry: t.Mapping[str, t.Any]) -> Device:
         pool=None if entry.get("pool") is None else check_name(entry["pool"], f"{prefix}pool"),
         source=None if source is None else _source(source, f"{prefix}source."),
     )
+
+
+def _check_disk(path: str, disk: t.Mapping[str, t.Any]) -> None:
+    for option in ("size", "source"):
+        if disk.get("block") is not None and disk.get(option) is not None:
+            raise PhyllomeError(
+                f"{path}.{option}: given beside block",
+                "a device of the host is used as it is",
+                f"Leave {option} out, or make a file.",
+            )
+    if disk.get("shareable") and disk.get("format") != "raw":
+        raise PhyllomeError(
+            f"{path}.shareable: true",
+            "only a raw disk keeps nothing in memory that another guest would have to know",
+            "Say format: raw.",
+        )
+    method = (disk.get("source") or {}).get("method")
+    if method == "linked" and disk.get("format") == "raw":
+        raise PhyllomeError(f"{path}.source.method: linked", "a raw disk has no backing file", "Say format: qcow2.")
+    if disk.get("bus", "virtio") != "virtio":
+        for option in ("queues", "iothread"):
+            if disk.get(option) is not None:
+                raise PhyllomeError(
+                    f"{path}.{option}: given with bus: {disk['bus']}", "only virtio disks have it", "Leave it out."
+                )
+
+
+def _check_network(path: str, card: t.Mapping[str, t.Any]) -> None:
+    if card.get("user") is False:
+        raise PhyllomeError(f"{path}.user: false", "it says nothing", "Say what the card is connected to.")
+    if card.get("mode") and card.get("direct") is None:
+        raise PhyllomeError(f"{path}.mode: {card['mode']}", "it belongs to direct", "Give direct, or leave mode out.")
+    for direction in ("inbound", "outbound"):
+        limits = {name: card.get(f"bandwidth.{direction}.{name}") for name in ("average", "peak", "burst")}
+        if (limits["peak"] or limits["burst"]) and not limits["average"]:
+            raise PhyllomeError(
+                f"bandwidth.{direction}.average of {path}: missing", "peak and burst go over it", "Declare average."
+            )
+
+
+def _check_hostdev(path: str, device: t.Mapping[str, t.Any]) -> None:
+    usb = device.get("usb") or {}
+    if len({name for name in ("vendor", "product") if usb.get(name) is not None}) == 1:
+        raise PhyllomeError(f"{path}.usb: {dict(usb)}", "vendor and product together say which it is", "Give both.")
+    for option, kind in (("managed", "pci"), ("rom", "pci"), ("startup_policy", "usb"), ("display", "mdev")):
+        if device.get(option) is not None and device.get(kind) is None:
+            raise PhyllomeError(
+                f"{path}.{option}: given without {kind}", f"only {kind} devices have it", f"Leave {option} out."
+            )
+
+
+def _check_filesystem(path: str, share: t.Mapping[str, t.Any]) -> None:
+    if share.get("readonly") and share.get("driver", "virtiofs") == "virtiofs":
+        raise PhyllomeError(
+            f"{path}.readonly: true with driver: virtiofs",
+            "libvirt before 11.0 cannot do it",
+            "Say driver: 9p, or share a directory that is mounted read-only.",
+        )
+
+
+def _check_input(path: str, device: t.Mapping[str, t.Any]) -> None:
+    of_host = device.get("type") in ("evdev", "passthrough")
+    if device.get("type") and of_host != (device.get("path") is not None):
+        raise PhyllomeError(
+            f"{path}.path: {device.get('path')} with type: {device['type']}",
+            "evdev and passthrough are devices of the host, the others are not",
+            "Give the path of the device, such as /dev/input/by-id/NAME-event-kbd." if of_host else "Leave path out.",
+        )
+    for option in ("grab", "grab_toggle", "repeat"):
+        if device.get(option) is not None and device.get("type") != "evdev":
+            raise PhyllomeError(f"{path}.{option}: given without type: evdev", "only evdev has it", "Leave it out.")
+    fits = {"evdev": (None,), "passthrough": (None, "virtio"), "tablet": (None, "usb", "virtio")}
+    if device.get("bus") not in fits.get(device.get("type") or "", (None, "usb", "virtio", "ps2")):
+        raise PhyllomeError(
+            f"{path}.bus: {device['bus']} with type: {device['type']}", "there is no such device", "Leave bus out."
+        )
+
+
+_CHECKS: dict[str, tuple[t.Callable[[str, t.Mapping[str, t.Any]], None], ...]] = {
+    "disks": (_check_disk,),
+    "networks": (_check_network,),
+    "hostdevs": (_check_hostdev,),
+    "filesystems": (_check_filesystem,),
+    "inputs": (_check_input,),
+}
 
 
 def _disk_size(value: str, option: str) -> int:
@@ -369,10 +566,10 @@ def _source(source: t.Mapping[str, t.Any], prefix: str) -> Source:
     checksum = source.get("checksum")
     if checksum is not None:
         checksum = checksum.lower()
-        if not _CHECKSUM.match(checksum):
+        if not _CHECKSUM.fullmatch(checksum):
             raise PhyllomeError(
                 f"{prefix}checksum: {checksum!r} is not a checksum",
                 "it is 'sha256:' and 64 hexadecimal digits",
                 "sha256sum prints the digits.",
             )
-    return Source(check_path(source["path"], f"{prefix}path"), checksum)
+    return Source(check_path(source["path"], f"{prefix}path"), checksum, source.get("method") or "full")

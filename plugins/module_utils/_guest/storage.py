@@ -138,7 +138,7 @@ def needed(size: int, source: Image | None) -> int:
     return _OVERHEAD + (source.needs if source else 0)
 
 
-def create(path: str, form: str, size: int, source: str | None) -> None:
+def create(path: str, form: str, size: int, source: str | None, method: str = "full") -> None:
     """Make a disk's file: sparse, complete under another name first, then linked to its own.
 
     Whatever lies under that other name without anybody working on it is from a run that was cut off, and is
@@ -148,7 +148,9 @@ def create(path: str, form: str, size: int, source: str | None) -> None:
         path: of the file, which must not exist.
         form: ``qcow2`` or ``raw``.
         size: bytes that the guest sees.
-        source: image to copy.
+        source: image to make it from.
+        method: ``full`` copies it; ``reflink`` shares its blocks with it, where the file system can; ``linked`` only
+            writes down what differs from it, so the image has to stay as it is.
 
     Raises:
         PhyllomeError: it exists, somebody else is making it, or the copy fails.
@@ -157,6 +159,13 @@ def create(path: str, form: str, size: int, source: str | None) -> None:
     with making(path) as partial:
         if source is None:
             run(["qemu-img", "create", "-q", "-f", form, partial, str(size)], remedy=remedy)
+        elif method == "linked":
+            backing = ["-b", source, "-F", inspect(source).format]
+            run(["qemu-img", "create", "-q", "-f", form, *backing, partial, str(size)], remedy=remedy)
+        elif method == "reflink":
+            remedy = "Say method: full, or put both on one btrfs or XFS file system."
+            run(["cp", "--reflink=always", "--no-preserve=all", source, partial], remedy=remedy)
+            _enlarge(partial, form, size)
         else:
             run(["qemu-img", "convert", "-q", "-O", form, source, partial], timeout=_COPY_TIMEOUT, remedy=remedy)
             _enlarge(partial, form, size)
@@ -247,6 +256,15 @@ def grow(path: str, form: str, size: int) -> None:
             f"{path} would shrink to {format_size(size)}", "its end would be cut off", "Disks only grow."
         )
     run(["qemu-img", "resize", "-q", "-f", form, path, str(size)])
+
+
+def set_aside(path: str) -> None:
+    """Rename a file, so that libvirt makes it anew; it may not be there, and an older one set aside is lost."""
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(path, f"{path}.before-reset")
+    except OSError as exc:
+        raise PhyllomeError(f"Cannot set {path} aside", str(exc), "Repair what is named and run again.") from exc
 
 
 def remove(path: str) -> None:

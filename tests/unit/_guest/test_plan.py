@@ -175,7 +175,7 @@ def test_what_is_there_already_needs_nothing(lab, live):
 def test_only_what_is_declared_is_touched(lab):
     there = lab.guest("hand")
     decision = lab.decide(there, name="hand", state="present", adopt=True, vcpus=4)
-    assert lab.seen(decision) == [("vcpus", 2, 4), ("owner", None, "phyllome.virt")]
+    assert lab.seen(decision) == [("vcpus", 1, 4), ("owner", None, "phyllome.virt")]
     before, after = copy.deepcopy(there.config), copy.deepcopy(decision.config)
     for root in (before, after):
         for path in (f"metadata/{{{xml.GUEST_NS}}}guest", "vcpu", "cpu/topology"):
@@ -595,6 +595,7 @@ def test_a_pruned_disk_comes_back_with_its_file(lab):
         ("disks.data.bus", None, "scsi"),
         ("disks.data.path", None, file),
         ("disks.data.format", None, "raw"),
+        ("disks.data.discard", None, "unmap"),
     ]
     assert f"disks.data: its file {file} is gone" in said(lab, there, world={"exists": {file: False}}, **back)
 
@@ -805,7 +806,7 @@ FIELDS = {
     "memory": ("1GiB", ["memory", "currentMemory"]),
     "vcpus": (4, ["vcpu"]),
     "tpm": ({"model": "tpm-crb"}, ["devices/tpm"]),
-    "graphics": ({"type": "vnc"}, ["devices/graphics"]),
+    "graphics": ({"type": "vnc"}, ["devices/graphics", "devices/audio"]),
     "disks": ([{"id": "data", "bus": "sata"}], ["devices/disk[2]/target", "devices/disk[2]/address"]),
     "cdroms": ([{"id": "cd", "path": ISO}], ["devices/disk[3]/source"]),
     "networks": ([{"id": "wan", "mac": "52:54:00:00:00:01"}], ["devices/interface[2]/mac"]),

@@ -454,7 +454,7 @@ def _device(kind: DeviceKind, entry: t.Mapping[str, t.Any]) -> Device:
             "Keep one of them.",
         )
     for check in _CHECKS.get(kind.option, ()):
-        check(f"{kind.option}.{device}", {**entry, **values})
+        check(f"{kind.option}.{device}", {**_set(entry), **values})
     source = entry.get("source") if kind.option == "disks" else None
     return Device(
         kind=kind,

@@ -132,6 +132,10 @@ class Field:
         now, then = self.read(live), self.read(config)
         return None if now == then else (now, then)
 
+    def fits(self, live: xml.Element, value: t.Any) -> bool:
+        """Whether the running guest can take a value of a field whose ``when`` is live."""
+        return True
+
     def shown(self, value: t.Any) -> t.Any:
         """The value as a plan shows it."""
         return None if value is None else self.kind.show(value)

@@ -147,30 +147,33 @@ def _field(draft: Draft, group: str, difference: Difference) -> None:
     except PhyllomeError as exc:
         draft.problems.append(exc)
         return
+    told = {} if path in draft.waits else _call(draft, row, difference.after)
     draft.note(
         "config",
         path,
         before if draft.there is not None else None,
         after,
-        draft.when(row),
-        **({} if path in draft.waits else _call(draft, row, difference.after)),
+        draft.when(row if told else None),
+        **told,
     )
 
 
 def _behind(draft: Draft, group: str, row: Field) -> None:
     """The definition is as declared, the running guest is not yet: an earlier run was cut off."""
     value = draft.values.get(group, {}).get(row.option)
-    path = f"{group}.{row.option}"
+    path = f"{group}.{row.option}" if group else row.option
     if value is None or draft.live is None or not draft.hot or row.when != "live" or path in draft.waits:
         return
     before = row.read(draft.live)
     if row.read(draft.root) == value and row.waiting(draft.live, draft.root):
-        draft.note("live", path, row.shown(before), row.shown(value), **_call(draft, row, value))
+        told = _call(draft, row, value)
+        if told:
+            draft.note("live", path, row.shown(before), row.shown(value), **told)
 
 
 def _call(draft: Draft, row: Field, value: t.Any) -> dict[str, t.Any]:
     """How the running guest is told, as ``apply`` takes it."""
-    if draft.live is None or not draft.hot or row.when != "live":
+    if draft.live is None or not draft.hot or row.when != "live" or not row.fits(draft.live, value):
         return {}
     try:
         row.write(draft.live, value)

@@ -84,6 +84,9 @@ class _Vcpus(Field):
         if value != int(found.text or 0):
             found.set("current", str(value))
 
+    def fits(self, live: Element, value: t.Any) -> bool:
+        return bool(value <= int(live.findtext(self.path) or 0))
+
 
 class _MaxVcpus(Field):
     def write(self, root: Element, value: t.Any) -> None:
@@ -484,7 +487,7 @@ class _Channels(Field):
 DOMAIN: dict[str, tuple[Field, ...]] = {
     "": (
         _Memory("memory", "memory", MEMORY),
-        _Vcpus("vcpus", "vcpu", values.COUNT),
+        _Vcpus("vcpus", "vcpu", values.COUNT, when="live", call="vcpus"),
         _Channels("channels", "", values.CHANNELS),
     ),
     "vcpus": (

@@ -48,6 +48,7 @@ DEVICE_OPTIONS: dict[str, dict[str, t.Any]] = {
 }
 """Options of a device that are no field of its XML."""
 
+
 def _group(group: str) -> dict[str, t.Any]:
     """An option that holds a group of rows; those of the top level that have a long form are in it as well."""
     short = {"memory": {"size": {"type": "str"}}, "vcpus": {"current": {"type": "int"}}}.get(group, {})

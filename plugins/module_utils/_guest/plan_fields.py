@@ -91,10 +91,7 @@ def fields(draft: Draft) -> None:
 
 def together(draft: Draft) -> None:
     """Fields and devices have been written: make fit what belongs together."""
-    known = [(problem.what, problem.why) for problem in draft.problems]
-    draft.problems.extend(
-        problem for problem in settle(draft.root, draft.values) if (problem.what, problem.why) not in known
-    )
+    draft.problems.extend(settle(draft.root, draft.values, {change.path for change in draft.changes}))
 
 
 def _room(draft: Draft) -> None:

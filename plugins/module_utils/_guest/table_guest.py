@@ -591,17 +591,27 @@ names hold what is said in the long forms.
 """
 
 
-def settle(root: Element, wanted: t.Mapping[str, t.Mapping[str, t.Any]]) -> t.Iterator[PhyllomeError]:
-    """Make fit what belongs together, or say why it does not.
+def settle(
+    root: Element, wanted: t.Mapping[str, t.Mapping[str, t.Any]], changed: t.Collection[str]
+) -> t.Iterator[PhyllomeError]:
+    """Make fit what belongs together, or say why it does not. What is not changed is not judged.
 
     Args:
-        root: the guest's element, with its declared fields written.
+        root: the guest's element, with its declared fields and devices written.
         wanted: these fields.
+        changed: paths of what was changed, as a plan has them.
     """
-    yield from _topology(root, wanted.get("vcpus", {}))
-    yield from _cell(root, wanted)
-    yield from _counted(root)
-    yield from _display_parts(root)
+    groups = {path.partition(".")[0] for path in changed}
+    if "vcpus" in groups:
+        yield from _topology(root, wanted.get("vcpus", {}))
+    if groups & {"vcpus", "memory"}:
+        yield from _cell(root, wanted)
+    if "vcpus" in groups or any(path.endswith(".iothread") for path in changed):
+        yield from _counted(root)
+    if groups & {"graphics", "video", "channels"}:
+        yield from _display_parts(root)
+    if groups & {"memory", "filesystems"}:
+        yield from _shared_memory(root)
 
 
 def _topology(root: Element, wanted: t.Mapping[str, t.Any]) -> t.Iterator[PhyllomeError]:
@@ -715,16 +725,15 @@ def _display_parts(root: Element) -> t.Iterator[PhyllomeError]:
             "the channel is a part of SPICE",
             "Take spice out of channels, or declare graphics.type: spice.",
         )
+
+
+def _shared_memory(root: Element) -> t.Iterator[PhyllomeError]:
     shared = next(row for row in DOMAIN["memory"] if row.option == "shared").read(root)
-    for found in root.findall("devices/filesystem"):
-        if (
-            xml.first(found, "driver[@type='virtiofs']") is not None
-            and not shared
-            and not root.findall("cpu/numa/cell[@memAccess='shared']")
-        ):
-            yield PhyllomeError(
-                "memory.shared: false",
-                "the guest has a virtiofs file system, which needs shared memory",
-                "Declare memory.shared: true, or take the file system away.",
-            )
-            break
+    if shared or root.findall("cpu/numa/cell[@memAccess='shared']"):
+        return
+    if xml.first(root, "devices/filesystem/driver[@type='virtiofs']") is not None:
+        yield PhyllomeError(
+            "memory.shared: false",
+            "the guest has a virtiofs file system, which needs shared memory",
+            "Declare memory.shared: true, or take the file system away.",
+        )

@@ -393,6 +393,7 @@ def _routes_elsewhere(content: bytes) -> bytes:
 
 def _bridge(content: bytes) -> bytes:
     """Of a bridge's configuration space the chain of extended capabilities, and access control."""
+    end = 0x100
     kept = bytearray(b"\xff" * len(content))
     offset, seen = 0x100, set()
     while 0x100 <= offset <= len(content) - 8 and offset not in seen:
@@ -400,8 +401,9 @@ def _bridge(content: bytes) -> bytes:
         head = int.from_bytes(content[offset : offset + 4], "little")
         size = 8 if head & 0xFFFF == 0x0D else 4
         kept[offset : offset + size] = content[offset : offset + size]
+        end = max(end, offset + 8)
         offset = head >> 20 & 0xFFC
-    return bytes(kept)
+    return bytes(kept[:end])
 
 
 _REDUCE: tuple[tuple[re.Pattern[str], t.Callable[[bytes], bytes]], ...] = (

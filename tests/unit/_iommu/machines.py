@@ -24,7 +24,8 @@ import typing as t
 from ansible_collections.phyllome.virt.plugins.module_utils._iommu.facts import gather
 
 KERNEL = "6.12.9"
-CONFIG = {"PCI": "y", "INTEL_IOMMU": "y", "AMD_IOMMU": "y", "IRQ_REMAP": "y", "VFIO": "m", "VFIO_PCI": "m"}
+CONFIG = {"PCI": "y", "INTEL_IOMMU": "y", "AMD_IOMMU": "y", "IRQ_REMAP": "y"}
+CONFIG |= {"VFIO": "m", "VFIO_PCI": "m", "VFIO_IOMMU_TYPE1": "m"}
 ALIASES = """\
 # Aliases extracted from modules themselves.
 alias pci:v000010DEd*sv*sd*bc03sc02i00* nvidia
@@ -711,14 +712,14 @@ CAPTURES = {
 
 
 def store(directory: pathlib.Path) -> None:
-    """Write the machines of CAPTURES out, with the facts they have now."""
+    """Write the machines of CAPTURES out, and the facts that all that are there have now."""
     for name, compose in CAPTURES.items():
-        machine = compose()
         (directory / name).mkdir(parents=True, exist_ok=True)
-        (directory / name / "tree.txt").write_text(machine.text())
+        (directory / name / "tree.txt").write_text(compose().text())
+    for tree in directory.glob("*/tree.txt"):
         with tempfile.TemporaryDirectory() as root:
-            facts = gather(machine.write(pathlib.Path(root) / "tree"))
-        (directory / name / "facts.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+            facts = gather(Machine.from_text(tree.read_text()).write(pathlib.Path(root) / "tree"))
+        (tree.parent / "facts.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -13,27 +13,24 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import os
-import shutil
 import socket
-import threading
 import time
 import typing as t
 
 from .._core import virt, xml
 from .._core.errors import PhyllomeError
+from . import files
 from .journal import Mark, Power, Record
-from .judge import ALIVE, classify
+from .judge import ALIVE
 from .plan import grown, pieces, retained
-from .read import SWTPM, Disk, Guest, Pair, View, digest, parse_guest, process_is_gone, qemu_pid
-from .read import guest as read_guest
+from .read import SWTPM, Pair, View
+from .read_guest import Guest, parse_guest
+from .read_guest import guest as read_guest
+from .transfer import POLL, SETTLE, Handover, Job, ms, too_slow
 
-POLL = 0.1
 _TPM_STATES = ("tpm2-00.permall", "tpm-00.permall")
 """What swtpm keeps of a TPM 2.0 and of a TPM 1.2; the rest of its folder are locks."""
-SETTLE = 45.0
-"""Seconds that libvirt gets to undo a failed migration: keep-alives take 30 of them."""
 
 
 @dataclasses.dataclass
@@ -110,8 +107,8 @@ class Mover:
             )
             with virt.saying(f"Cannot make the disks of {view.name} on {view.destination.host}"):
                 for disk in guest.disks:
-                    _create(self.pair.destination.connection, disk)
-            self.told.stats["setup_ms"] = _ms(time.monotonic() - began)
+                    files.create(self.pair.destination.connection, disk)
+            self.told.stats["setup_ms"] = ms(time.monotonic() - began)
             self._migrate(view, domain, guest, mark)
         except PhyllomeError as exc:
             self.failure = exc
@@ -124,7 +121,7 @@ class Mover:
             found = []
             for folder in sorted({os.path.dirname(disk.path) for disk in guest.disks}):
                 pool = connection.storagePoolLookupByTargetPath(folder)
-                _refresh(pool)
+                files.refresh(pool)
                 names = set(pool.listVolumes())
                 found += [
                     disk.path
@@ -133,7 +130,7 @@ class Mover:
                 ]
             states = [os.path.join(guest.tpm, name) for name in _TPM_STATES] if guest.tpm else []
             for path in [*([guest.nvram] if guest.nvram else []), *states]:
-                with self._folder(connection, os.path.dirname(path)) as names_there:
+                with files.folder(connection, os.path.dirname(path), self.op) as names_there:
                     if os.path.basename(path) in names_there:
                         found.append(path)
         if found:
@@ -142,41 +139,6 @@ class Mover:
                 "this move did not make it, and moving the guest would overwrite it",
                 "Look what it is; rename or delete it.",
             )
-
-    @contextlib.contextmanager
-    def _folder(self, connection: t.Any, path: str) -> t.Iterator[dict[str, t.Any]]:
-        """The files of a folder, as libvirt volumes by name, through a pool that lives as long as we look.
-
-        So the other host needs nothing but libvirt. libvirt allows one pool for a folder: a pool of
-        another guest's move is waited for, one that a killed run has left is removed.
-        """
-        lib = virt.libvirt
-        name = f"{_LOOK}{self.op}-{os.path.basename(path)}"
-        deadline = time.monotonic() + _LOOK_PATIENCE
-        while True:
-            pool = virt.found(lambda: connection.storagePoolLookupByTargetPath(path))
-            if pool is not None and not pool.name().startswith(_LOOK):
-                _refresh(pool)
-                yield {volume.name(): volume for volume in pool.listAllVolumes()}
-                return
-            if pool is not None and (pool.name() == name or time.monotonic() > deadline):
-                with contextlib.suppress(lib.libvirtError):
-                    pool.destroy()
-            elif pool is None:
-                try:
-                    pool = connection.storagePoolCreateXML(_dir_pool(name, path))
-                    break
-                except lib.libvirtError as exc:
-                    if exc.get_error_code() == lib.VIR_ERR_SYSTEM_ERROR:  # there is no such folder
-                        yield {}
-                        return
-                    if time.monotonic() > deadline:
-                        raise
-            time.sleep(0.02)
-        try:
-            yield {volume.name(): volume for volume in pool.listAllVolumes()}
-        finally:
-            pool.destroy()
 
     def _migrate(self, view: View, domain: t.Any, guest: Guest, mark: Mark) -> None:
         lib, order = virt.libvirt, self.order
@@ -202,14 +164,14 @@ class Mover:
             flags |= lib.VIR_MIGRATE_AUTO_CONVERGE
         if order.bandwidth_mib:
             params[lib.VIR_MIGRATE_PARAM_BANDWIDTH] = order.bandwidth_mib
-        job = _Job(domain, order.destination_uri, params, flags)
-        handover = _Handover(self, view, domain) if mark.power == "running" else None
+        job = Job(domain, order.destination_uri, params, flags)
+        handover = Handover(self, view, domain) if mark.power == "running" else None
         try:
             job.run(order.timeout, order.downtime_ms)
         finally:
             if handover is not None:
                 handover.end()
-        self.told.stats["migrate_ms"] = _ms(job.seconds)
+        self.told.stats["migrate_ms"] = ms(job.seconds)
 
     def commit(self, view: View, sync: bool) -> Record:
         """Remember that the source has given the guest up: from now on it never goes back.
@@ -232,7 +194,7 @@ class Mover:
         handover = None
         if view.mark == "moving" and view.source.mark and view.source.mark.power == "running":
             domain = self.pair.source.connection.lookupByUUIDString(view.uuid)
-            handover = _Handover(self, view, domain)
+            handover = Handover(self, view, domain)
         try:
             self._attend(view)
         finally:
@@ -261,11 +223,11 @@ class Mover:
                 )
             if now > deadline and view.source.job == "outgoing":
                 if aborted:
-                    raise _too_slow(view.name, self.order.timeout, "and it does not let itself be aborted")
+                    raise too_slow(view.name, self.order.timeout, "and it does not let itself be aborted")
                 if view.mark == "moving" or (view.source.mark and view.source.mark.op_id == view.op_id):
                     with contextlib.suppress(virt.libvirt.libvirtError):
                         self.pair.source.connection.lookupByUUIDString(view.uuid).abortJob()
-                    self.failure = _too_slow(view.name, self.order.timeout, "it was aborted")
+                    self.failure = too_slow(view.name, self.order.timeout, "it was aborted")
                 aborted, deadline = True, now + SETTLE
             time.sleep(POLL)
             view = self.pair.view()
@@ -363,14 +325,14 @@ class Mover:
         """
         connection = self.pair.destination.connection
         suffix = retained("", view.op_id)
-        fresh = digest(guest.nvram_template) if guest.nvram_template else None
+        fresh = files.digest(guest.nvram_template) if guest.nvram_template else None
         nvram = owned.get("nvram") or ""  # libvirt does not always say it of a guest that is off
-        for name, folder, files in (
+        for name, folder, names in (
             ("nvram", os.path.dirname(nvram), [os.path.basename(nvram)] if nvram else []),
             ("tpm", guest.tpm or "", list(_TPM_STATES) if guest.tpm else []),
         ):
             self.told.identity[name] = None
-            for file in files:
+            for file in names:
                 path = os.path.join(folder, file)
                 put_away = (
                     path + suffix
@@ -378,16 +340,16 @@ class Mover:
                     else os.path.join(os.path.dirname(folder) + suffix, os.path.basename(folder), file)
                 )
                 kept = path if os.path.exists(path) else put_away
-                before = digest(kept)
+                before = files.digest(kept)
                 if before is None:
                     continue
                 if name == "nvram" and guest.nvram_format != "raw":
                     self.told.identity[name] = "moved; a store in the format qcow2 is not compared"
                     continue
                 try:
-                    with self._folder(connection, folder) as volumes:
-                        after = _digest_there(connection, volumes.get(file))
-                        patience = time.monotonic() + _LOOK_PATIENCE
+                    with files.folder(connection, folder, self.op) as volumes:
+                        after = files.digest_there(connection, volumes.get(file))
+                        patience = time.monotonic() + files.PATIENCE
                         while (
                             after is not None
                             and after == fresh != before
@@ -395,11 +357,11 @@ class Mover:
                             and time.monotonic() < patience
                         ):
                             time.sleep(POLL)  # QEMU may still be writing it
-                            after = _digest_there(connection, volumes[file])
+                            after = files.digest_there(connection, volumes[file])
                         rests = asleep or view.destination.state == "off"
                         if name == "nvram" and rests and after is not None and (asleep or after == fresh):
-                            _upload(connection, volumes[file], kept)
-                            after = _digest_there(connection, volumes[file])
+                            files.upload(connection, volumes[file], kept)
+                            after = files.digest_there(connection, volumes[file])
                 except virt.libvirt.libvirtError as exc:
                     after = None
                     self.told.wrong.append(
@@ -444,13 +406,13 @@ class Mover:
         if domain is not None:  # without a definition the files have their names already, or are no longer this guest's
             for path, name in kept.items():
                 if os.path.exists(path):
-                    _delete(name)
+                    files.delete(name)
                     os.rename(path, name)
             with virt.saying(f"Cannot undefine {view.name} on {here.name}"):
                 domain.undefineFlags(_undefine_flags())
         if self.order.purge and not self.told.wrong:
             for name in kept.values():
-                _delete(name)
+                files.delete(name)
         kept = {path: name for path, name in kept.items() if os.path.exists(name)}
         for older in self.pair.journal.of_guest(view.uuid):
             if older.op_id != record.op_id and older.phase == "done":
@@ -469,7 +431,7 @@ class Mover:
         left = {path: name for path, name in older.retained.items() if path not in kept and os.path.exists(name)}
         for path, name in older.retained.items():
             if path in kept:
-                _delete(name)
+                files.delete(name)
         if left:
             self.pair.journal.save(dataclasses.replace(older, retained=left))
         else:
@@ -513,158 +475,9 @@ class Mover:
                 if path in used or any(one.startswith(f"{path}/") for one in used):
                     self.told.leftovers.append(f"{there.name}:{path}")
                 elif path.startswith(f"{SWTPM}/"):
-                    self._sweep_tpm(connection, path)
+                    files.remove_tpm(connection, path, self.op)
                 else:
-                    self._sweep_file(connection, path)
-
-    def _sweep_file(self, connection: t.Any, path: str) -> None:
-        with self._folder(connection, os.path.dirname(path)) as volumes:
-            if os.path.basename(path) in volumes:
-                volumes[os.path.basename(path)].delete()
-
-    def _sweep_tpm(self, connection: t.Any, path: str) -> None:
-        for folder in (os.path.join(path, "tpm2"), os.path.join(path, "tpm1.2")):
-            with self._folder(connection, folder) as volumes:
-                for volume in volumes.values():
-                    volume.delete()
-
-
-_LOOK = "phyllome-look-"
-_LOOK_PATIENCE = 5.0
-"""Seconds; a look takes milliseconds."""
-
-
-def _dir_pool(name: str, path: str) -> str:
-    pool = xml.element("pool", type_="dir")
-    xml.child(pool, "name", name)
-    xml.child(xml.child(pool, "target"), "path", path)
-    return xml.dump(pool)
-
-
-def _refresh(pool: t.Any) -> None:
-    """See what is really in a pool; libvirt refuses while somebody makes a volume there."""
-    deadline = time.monotonic() + _LOOK_PATIENCE
-    while True:
-        try:
-            pool.refresh()
-            return
-        except virt.libvirt.libvirtError:
-            if time.monotonic() > deadline:
-                raise
-        time.sleep(0.05)
-
-
-class _Job:
-    """virDomainMigrateToURI3, which blocks, in a thread of its own, so that it can be timed out."""
-
-    def __init__(self, domain: t.Any, uri: str, params: dict[str, t.Any], flags: int) -> None:
-        self._domain, self._uri, self._params, self._flags = domain, uri, params, flags
-        self._error: t.Any = None
-        self._ended = threading.Event()
-        self.seconds = 0.0
-
-    def _work(self) -> None:
-        began = time.monotonic()
-        try:
-            self._domain.migrateToURI3(self._uri, self._params, self._flags)
-        except virt.libvirt.libvirtError as exc:
-            self._error = exc
-        self.seconds = time.monotonic() - began
-        self._ended.set()
-
-    def run(self, timeout: int, downtime_ms: int | None) -> None:
-        """Migrate.
-
-        Raises:
-            PhyllomeError: what libvirt says, or that it took too long and was aborted.
-        """
-        threading.Thread(target=self._work, name="migration", daemon=True).start()
-        deadline = time.monotonic() + timeout if timeout else None
-        while downtime_ms is not None and not self._ended.wait(POLL):
-            with contextlib.suppress(virt.libvirt.libvirtError):  # there is a moment before the job
-                self._domain.migrateSetMaxDowntime(downtime_ms)
-                break
-        ended = self._ended.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
-        name = self._domain.name()
-        if not ended:
-            with contextlib.suppress(virt.libvirt.libvirtError):
-                self._domain.abortJob()
-            self._ended.wait(SETTLE)
-            if not self._ended.is_set() or self._error is not None:
-                raise _too_slow(name, timeout, "it was aborted")
-        if self._error is not None:
-            raise PhyllomeError(
-                f"The migration of {name} failed",
-                self._error.get_error_message() or str(self._error),
-                "Remove the cause and run again.",
-                libvirt_code=self._error.get_error_code(),
-            )
-
-
-class _Handover:
-    """Resumes the guest at the destination as soon as the source's QEMU is dead.
-
-    The dead process is the proof that the source has given the guest up. libvirt says so 0.2 s
-    later, which would be most of the downtime (virProcessKillPainfullyDelay looks every 0.2 s). Where this does
-    not come about, the next look at both hosts finds row 6, and the guest is resumed then.
-    """
-
-    def __init__(self, mover: Mover, view: View, domain: t.Any) -> None:
-        self._mover, self._view = mover, view
-        self._connection = mover.pair.source.connection
-        self._stopped, self._over = threading.Event(), False
-        self._stopped_at = 0.0
-        self._number = self._connection.domainEventRegisterAny(
-            domain, virt.libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._note, None
-        )
-        self._thread = threading.Thread(target=self._work, name="handover", daemon=True)
-        self._thread.start()
-
-    def _note(self, dummy: t.Any, dummy_domain: t.Any, event: int, detail: int, dummy_opaque: t.Any) -> None:
-        lib = virt.libvirt
-        if event == lib.VIR_DOMAIN_EVENT_SUSPENDED and detail == lib.VIR_DOMAIN_EVENT_SUSPENDED_MIGRATED:
-            self._stopped_at = time.monotonic()
-            self._stopped.set()
-        elif event == lib.VIR_DOMAIN_EVENT_RESUMED:  # the source goes on: from now on its death proves nothing
-            self._over = True
-
-    def end(self) -> None:
-        """The migration is over: stop looking."""
-        self._over = True
-        self._stopped.set()
-        self._thread.join()
-        with contextlib.suppress(virt.libvirt.libvirtError):
-            self._connection.domainEventDeregisterAny(self._number)
-
-    def _work(self) -> None:
-        pid = qemu_pid(self._view.name, self._view.uuid)
-        self._stopped.wait()
-        if pid is None or not self._stopped_at:
-            return
-        with contextlib.suppress(virt.libvirt.libvirtError, PhyllomeError):
-            domain = self._mover.pair.destination.connection.lookupByUUIDString(self._view.uuid)
-            waiting = [virt.libvirt.VIR_DOMAIN_PAUSED, virt.libvirt.VIR_DOMAIN_PAUSED_USER]
-            while domain.state() != waiting and not self._over:
-                time.sleep(0.002)
-            view = self._mover.pair.with_source_gone(self._view)  # asked ahead: each question costs downtime
-            row = classify(view.source.state, view.destination.state, view.source.job, view.mark, view.committed)
-            if row is None or row.action != "finish":
-                return
-            while not process_is_gone(pid):
-                if self._over:
-                    return
-                time.sleep(0.001)
-            self._mover.commit(view, sync=False)
-            domain.resume()
-            self._mover.told.stats["downtime_ms"] = _ms(time.monotonic() - self._stopped_at)
-
-
-def _too_slow(name: str, timeout: int, what: str) -> PhyllomeError:
-    return PhyllomeError(
-        f"timeout: the migration of {name} took longer than {timeout} s",
-        what,
-        "Give it more time (timeout), less to do (convergence.auto_converge) or a faster network.",
-    )
+                    files.remove(connection, path, self.op)
 
 
 def _resolve(host: str) -> str:
@@ -690,19 +503,6 @@ def _write_mark(domain: t.Any, mark: Mark | None) -> None:
     )
 
 
-def _create(connection: t.Any, disk: Disk) -> None:
-    """A sparse file of exactly the disk's virtual size: what libvirt would make takes all of its size."""
-    volume = xml.element("volume")
-    xml.child(volume, "name", os.path.basename(disk.path))
-    xml.child(volume, "capacity", str(disk.virtual), unit="bytes")
-    xml.child(volume, "allocation", "0")
-    target = xml.child(volume, "target")
-    xml.child(target, "format", None, type_=disk.format)
-    if disk.format == "qcow2":
-        xml.child(target, "compat", "1.1")
-    connection.storagePoolLookupByTargetPath(os.path.dirname(disk.path)).createXML(xml.dump(volume))
-
-
 def _undefine_flags() -> int:
     """Keep what belongs to the guest; a library before 8.9 does not know KEEP_TPM."""
     lib = virt.libvirt
@@ -717,33 +517,3 @@ def _paths(text: str | None) -> set[str]:
     guest = parse_guest(root)
     named = {element.get("file") for element in root.iter("source")} | {guest.nvram, guest.tpm}
     return {path for path in named if path}
-
-
-def _digest_there(connection: t.Any, volume: t.Any) -> str | None:
-    if volume is None:
-        return None
-    summed = hashlib.sha256()
-    stream = connection.newStream()
-    volume.download(stream, 0, 0)
-    stream.recvAll(lambda dummy, data, opaque: summed.update(data), None)
-    stream.finish()
-    return summed.hexdigest()
-
-
-def _upload(connection: t.Any, volume: t.Any, path: str) -> None:
-    with open(path, "rb") as file:
-        stream = connection.newStream()
-        volume.upload(stream, 0, os.path.getsize(path))
-        stream.sendAll(lambda dummy, size, opaque: file.read(size), None)
-        stream.finish()
-
-
-def _delete(path: str) -> None:
-    if os.path.isdir(path) and not os.path.islink(path):
-        shutil.rmtree(path)
-    elif os.path.lexists(path):
-        os.unlink(path)
-
-
-def _ms(seconds: float) -> int:
-    return round(seconds * 1000)

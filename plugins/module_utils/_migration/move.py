@@ -19,7 +19,8 @@ from . import judge
 from .apply import Mover, Told
 from .journal import Journal
 from .plan import Blocker, blockers, choose_mode, plan, unknown
-from .read import Guest, Pair, guest, offer
+from .read import Pair
+from .read_guest import Guest, guest, offer
 from .spec import accept
 
 _ROUNDS = 12

@@ -15,7 +15,8 @@ import typing as t
 
 from .._core.plan import Change, Plan
 from .judge import Row
-from .read import Guest, Offer, View
+from .read import View
+from .read_guest import Guest, Offer
 from .spec import Order
 
 SLACK = 16 * 1024**2

@@ -12,14 +12,8 @@ import pytest
 
 from ansible_collections.phyllome.virt.plugins.module_utils._migration import judge, plan
 from ansible_collections.phyllome.virt.plugins.module_utils._migration.journal import Mark, Record
-from ansible_collections.phyllome.virt.plugins.module_utils._migration.read import (
-    Disk,
-    Guest,
-    Offer,
-    Pool,
-    Sight,
-    View,
-)
+from ansible_collections.phyllome.virt.plugins.module_utils._migration.read import Sight, View
+from ansible_collections.phyllome.virt.plugins.module_utils._migration.read_guest import Disk, Guest, Offer, Pool
 from ansible_collections.phyllome.virt.plugins.module_utils._migration.spec import Order
 
 UUID = "11111111-1111-4111-8111-111111111111"

@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from ansible_collections.phyllome.virt.plugins.module_utils._core import xml
-from ansible_collections.phyllome.virt.plugins.module_utils._migration import read
+from ansible_collections.phyllome.virt.plugins.module_utils._migration import files, read, read_guest
 from ansible_collections.phyllome.virt.plugins.module_utils._migration.journal import (
     Journal,
     Mark,
@@ -43,12 +43,12 @@ DOMAIN = f"""
 
 def guest(devices="", firmware="", cpu="", os=""):
     text = DOMAIN.format(devices=devices, firmware=firmware, cpu=cpu, os=os)
-    return read.parse_guest(xml.parse(text))
+    return read_guest.parse_guest(xml.parse(text))
 
 
 def test_a_plain_guest():
     found = guest()
-    assert found.disks == (read.Disk("vda", "/images/web.qcow2", "qcow2", 0, 0),)
+    assert found.disks == (read_guest.Disk("vda", "/images/web.qcow2", "qcow2", 0, 0),)
     assert found.media == ("/isos/a.iso", "/images/tools.img")
     assert (found.networks, found.bridges) == (("default",), ("br0",))
     assert (found.memory, found.machine, found.cpu) == (256 * 1024**2, "pc-q35-7.2", None)
@@ -221,6 +221,6 @@ def test_a_process_that_lives_and_one_that_is_dead():
 
 
 def test_digest(tmp_path):
-    assert read.digest(str(tmp_path / "none")) is None
+    assert files.digest(str(tmp_path / "none")) is None
     (tmp_path / "empty").write_bytes(b"")
-    assert read.digest(str(tmp_path / "empty")).startswith("e3b0c44298fc1c14")
+    assert files.digest(str(tmp_path / "empty")).startswith("e3b0c44298fc1c14")

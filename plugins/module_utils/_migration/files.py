@@ -1,0 +1,148 @@
+# Copyright: Contributors to the phyllome.virt project
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Files of a move: those of the destination as volumes of its libvirt, those of this host as they are.
+
+PRIVATE to the collection: no promise of stability for users outside of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import time
+import typing as t
+
+from .._core import virt, xml
+
+if t.TYPE_CHECKING:
+    from .read_guest import Disk
+
+_LOOK = "phyllome-look-"
+PATIENCE = 5.0
+"""Seconds; a look takes milliseconds."""
+
+
+def _dir_pool(name: str, path: str) -> str:
+    pool = xml.element("pool", type_="dir")
+    xml.child(pool, "name", name)
+    xml.child(xml.child(pool, "target"), "path", path)
+    return xml.dump(pool)
+
+
+def refresh(pool: t.Any) -> None:
+    """See what is really in a pool; libvirt refuses while somebody makes a volume there."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            pool.refresh()
+            return
+        except virt.libvirt.libvirtError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def folder(connection: t.Any, path: str, op: str) -> t.Iterator[dict[str, t.Any]]:
+    """The files of a folder, as libvirt volumes by name, through a pool that lives as long as we look.
+
+    So the other host needs nothing but libvirt. libvirt allows one pool for a folder: a pool of
+    another guest's move is waited for, one that a killed run has left is removed.
+    """
+    lib = virt.libvirt
+    name = f"{_LOOK}{op}-{os.path.basename(path)}"
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        pool = virt.found(lambda: connection.storagePoolLookupByTargetPath(path))
+        if pool is not None and not pool.name().startswith(_LOOK):
+            refresh(pool)
+            yield {volume.name(): volume for volume in pool.listAllVolumes()}
+            return
+        if pool is not None and (pool.name() == name or time.monotonic() > deadline):
+            with contextlib.suppress(lib.libvirtError):
+                pool.destroy()
+        elif pool is None:
+            try:
+                pool = connection.storagePoolCreateXML(_dir_pool(name, path))
+                break
+            except lib.libvirtError as exc:
+                if exc.get_error_code() == lib.VIR_ERR_SYSTEM_ERROR:  # there is no such folder
+                    yield {}
+                    return
+                if time.monotonic() > deadline:
+                    raise
+        time.sleep(0.02)
+    try:
+        yield {volume.name(): volume for volume in pool.listAllVolumes()}
+    finally:
+        pool.destroy()
+
+
+def create(connection: t.Any, disk: Disk) -> None:
+    """A sparse file of exactly the disk's virtual size: what libvirt would make takes all of its size."""
+    volume = xml.element("volume")
+    xml.child(volume, "name", os.path.basename(disk.path))
+    xml.child(volume, "capacity", str(disk.virtual), unit="bytes")
+    xml.child(volume, "allocation", "0")
+    target = xml.child(volume, "target")
+    xml.child(target, "format", None, type_=disk.format)
+    if disk.format == "qcow2":
+        xml.child(target, "compat", "1.1")
+    connection.storagePoolLookupByTargetPath(os.path.dirname(disk.path)).createXML(xml.dump(volume))
+
+
+def remove(connection: t.Any, path: str, op: str) -> None:
+    """Delete a file of the destination, if it is there."""
+    with folder(connection, os.path.dirname(path), op) as volumes:
+        if os.path.basename(path) in volumes:
+            volumes[os.path.basename(path)].delete()
+
+
+def remove_tpm(connection: t.Any, path: str, op: str) -> None:
+    """Delete a TPM's state at the destination, if it is there."""
+    for place in (os.path.join(path, "tpm2"), os.path.join(path, "tpm1.2")):
+        with folder(connection, place, op) as volumes:
+            for volume in volumes.values():
+                volume.delete()
+
+
+def digest_there(connection: t.Any, volume: t.Any) -> str | None:
+    """sha256 of a volume, None when there is none."""
+    if volume is None:
+        return None
+    summed = hashlib.sha256()
+    stream = connection.newStream()
+    volume.download(stream, 0, 0)
+    stream.recvAll(lambda dummy, data, opaque: summed.update(data), None)
+    stream.finish()
+    return summed.hexdigest()
+
+
+def upload(connection: t.Any, volume: t.Any, path: str) -> None:
+    """Overwrite a volume with a file of this host."""
+    with open(path, "rb") as file:
+        stream = connection.newStream()
+        volume.upload(stream, 0, os.path.getsize(path))
+        stream.sendAll(lambda dummy, size, opaque: file.read(size), None)
+        stream.finish()
+
+
+def delete(path: str) -> None:
+    """Delete a file or a folder of this host, if it is there."""
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        os.unlink(path)
+
+
+def digest(path: str) -> str | None:
+    """sha256 of a file, None when it is not there."""
+    try:
+        with open(path, "rb") as stream:
+            return hashlib.sha256(stream.read()).hexdigest()
+    except FileNotFoundError:
+        return None

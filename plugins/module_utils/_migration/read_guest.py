@@ -1,0 +1,343 @@
+# Copyright: Contributors to the phyllome.virt project
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What a guest is made of, and what the destination offers it.
+
+PRIVATE to the collection: no promise of stability for users outside of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import re
+import typing as t
+
+from .._core import virt, xml
+from .read import NVRAM, SWTPM, Pair, Side
+
+
+@dataclasses.dataclass(frozen=True)
+class Disk:
+    """A disk that has to be copied.
+
+    Attributes:
+        target: for instance ``vda``.
+        path: the file, the same on both hosts.
+        format: ``qcow2`` or ``raw``.
+        virtual: bytes that the guest sees.
+        allocated: bytes that the file takes.
+    """
+
+    target: str
+    path: str
+    format: str
+    virtual: int
+    allocated: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Guest:
+    """What a guest is made of, as far as a move depends on it. Empty means that there is none."""
+
+    name: str
+    uuid: str
+    memory: int
+    type: str
+    emulator: str
+    arch: str
+    machine: str
+    cpu: str | None
+    disks: tuple[Disk, ...] = ()
+    chained: tuple[str, ...] = ()
+    odd_disks: tuple[str, ...] = ()
+    media: tuple[str, ...] = ()
+    networks: tuple[str, ...] = ()
+    bridges: tuple[str, ...] = ()
+    loader: str | None = None
+    nvram: str | None = None
+    nvram_template: str | None = None
+    nvram_format: str = "raw"
+    tpm: str | None = None
+    odd_tpm: str | None = None
+    hostdevs: int = 0
+    filesystems: int = 0
+    snapshots: int = 0
+    checkpoints: int = 0
+    block_jobs: tuple[str, ...] = ()
+    managed_save: bool = False
+
+
+def guest(side: Side, uuid: str, sizes: bool) -> Guest:
+    """What the guest is made of.
+
+    Args:
+        side: the host that has it.
+        uuid: the guest's.
+        sizes: look at its disks, jobs and snapshots too; its files are on this host.
+
+    Raises:
+        PhyllomeError: libvirt does not say.
+    """
+    with virt.saying(f"Cannot read the guest {uuid} on {side.name}"):
+        return side.ask(lambda connection: _guest(connection.lookupByUUIDString(uuid), sizes))
+
+
+def _guest(domain: t.Any, sizes: bool) -> Guest:
+    lib = virt.libvirt
+    active = bool(domain.isActive())
+    flags = lib.VIR_DOMAIN_XML_MIGRATABLE if active else lib.VIR_DOMAIN_XML_INACTIVE
+    parsed = parse_guest(xml.parse(domain.XMLDesc(flags)))
+    if not sizes:
+        return parsed
+    disks = []
+    for disk in parsed.disks:
+        virtual = int(domain.blockInfo(disk.target)[0])
+        allocated = os.stat(disk.path).st_blocks * 512 if os.path.exists(disk.path) else 0
+        disks.append(dataclasses.replace(disk, virtual=virtual, allocated=allocated))
+    return dataclasses.replace(
+        parsed,
+        disks=tuple(disks),
+        snapshots=domain.snapshotNum(),
+        checkpoints=len(domain.listAllCheckpoints()),
+        block_jobs=tuple(disk.target for disk in disks if active and domain.blockJobInfo(disk.target)),
+        managed_save=bool(domain.hasManagedSaveImage()),
+    )
+
+
+def parse_guest(root: xml.Element) -> Guest:
+    """What a domain's XML says of a guest. Pure; sizes of disks are 0."""
+    disks: list[Disk] = []
+    odd: list[str] = []
+    chained: list[str] = []
+    media: list[str] = []
+    for element in root.findall("devices/disk"):
+        named = element.find("target")
+        target = "?" if named is None else named.get("dev", "?")
+        source = element.find("source")
+        if source is None or not source.attrib:
+            continue
+        path = source.get("file")
+        fixed = element.get("device", "disk") != "disk" or element.find("readonly") is not None
+        if fixed:
+            media.append(path or f"{target} ({element.get('type')})")
+            continue
+        driver = element.find("driver")
+        form = "raw" if driver is None else driver.get("type", "raw")
+        if path is None:
+            odd.append(f"{target} is of type {element.get('type')}")
+        elif form not in ("raw", "qcow2"):
+            odd.append(f"{target} has the format {form}")
+        elif element.find("source/encryption") is not None or element.find("encryption") is not None:
+            odd.append(f"{target} is encrypted")
+        elif element.find("shareable") is not None:
+            odd.append(f"{target} is shared with other guests")
+        else:
+            disks.append(Disk(target, path, form, 0, 0))
+            if (
+                element.find("backingStore/source") is not None
+                or element.find("source/backingStore/source") is not None
+            ):
+                chained.append(target)
+    loader, nvram, tpm = root.find("os/loader"), root.find("os/nvram"), root.find("devices/tpm/backend")
+    machine = root.find("os/type")
+    cpu = root.find("cpu")
+    memory = root.find("memory")
+    uuid = root.findtext("uuid", "")
+    nvram_path = None
+    if nvram is not None:
+        inner = nvram.find("source")
+        nvram_path = (nvram.text or "").strip() or (None if inner is None else inner.get("file"))
+    os_element = root.find("os")
+    if nvram is None and os_element is not None and os_element.get("firmware") == "efi":
+        nvram_path = os.path.join(NVRAM, f"{root.findtext('name', '')}_VARS.fd")
+    tpm_path = odd_tpm = None
+    if tpm is not None:
+        if tpm.get("type") != "emulator":
+            odd_tpm = f"it is of type {tpm.get('type')}"
+        elif tpm.find("source") is not None or tpm.find("encryption") is not None:
+            odd_tpm = "its state is at a place of its own or encrypted"
+        else:
+            folder = "tpm1.2" if tpm.get("version") == "1.2" else "tpm2"
+            tpm_path = os.path.join(SWTPM, uuid, folder)
+    interfaces = root.findall("devices/interface")
+    sources = [(one.get("type"), one.find("source")) for one in interfaces]
+    return Guest(
+        name=root.findtext("name", ""),
+        uuid=uuid,
+        memory=int(memory.text or 0) * 1024 if memory is not None else 0,
+        type=root.get("type", ""),
+        emulator=root.findtext("devices/emulator", ""),
+        arch="" if machine is None else machine.get("arch", ""),
+        machine="" if machine is None else machine.get("machine", ""),
+        cpu=None if cpu is None or cpu.get("mode", "custom") != "custom" else xml.dump(cpu),
+        disks=tuple(disks),
+        chained=tuple(chained),
+        odd_disks=tuple(odd),
+        media=tuple(media),
+        networks=tuple(one.get("network", "") for kind, one in sources if kind == "network" and one is not None),
+        bridges=tuple(one.get("bridge", "") for kind, one in sources if kind == "bridge" and one is not None),
+        loader=None if loader is None else (loader.text or "").strip() or None,
+        nvram=nvram_path,
+        nvram_template=None if nvram is None else nvram.get("template"),
+        nvram_format="raw" if nvram is None else nvram.get("format", "raw"),
+        tpm=tpm_path,
+        odd_tpm=odd_tpm,
+        hostdevs=len(root.findall("devices/hostdev")) + sum(kind in ("hostdev", "vdpa") for kind, dummy in sources),
+        filesystems=len(root.findall("devices/filesystem")),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Pool:
+    """A storage pool of the destination that is running; ``available`` in bytes."""
+
+    name: str
+    available: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Offer:
+    """What the destination offers to this guest, and what the source has for the journey. None is unknown.
+
+    Attributes:
+        same_host: whether it is the source itself.
+        memory: bytes that are available.
+        pools: by directory; None where there is no running pool.
+        present: paths of the guest's disks that exist there.
+        media: whether each CD or read-only file exists there.
+        networks: whether each network is active; None where it does not exist.
+        bridges: whether each bridge exists.
+        platform: what libvirt says against emulator, machine type and CPU type; empty for nothing.
+        loader: whether the firmware file is there.
+        cpu: whether the CPU can run the guest's.
+        certificates: folder of the source's certificates for the data, None when they are missing.
+    """
+
+    same_host: bool
+    memory: int | None
+    pools: t.Mapping[str, Pool | None]
+    present: tuple[str, ...]
+    media: t.Mapping[str, bool | None]
+    networks: t.Mapping[str, bool | None]
+    bridges: t.Mapping[str, bool | None]
+    platform: str
+    loader: bool | None
+    cpu: bool | None
+    certificates: str | None
+
+
+def offer(pair: Pair, made_of: Guest) -> Offer:
+    """What the destination offers to a guest.
+
+    Raises:
+        PhyllomeError: libvirt does not say.
+    """
+    own = pair.source.ask(lambda connection: (connection.getHostname(), _host_uuid(connection)))
+    with virt.saying(f"Cannot ask {pair.destination.name} what it offers"):
+        return pair.destination.ask(lambda connection: _offer(connection, own, made_of))
+
+
+def _offer(connection: t.Any, own: tuple[str, str], made_of: Guest) -> Offer:
+    lib = virt.libvirt
+    stats = connection.getMemoryStats(lib.VIR_NODE_MEMORY_STATS_ALL_CELLS)
+    folders = sorted({os.path.dirname(disk.path) for disk in made_of.disks})
+    pools: dict[str, t.Any] = {folder: _pool(connection, folder) for folder in folders}
+    present = [
+        disk.path for disk in made_of.disks if _holds(pools[os.path.dirname(disk.path)], os.path.basename(disk.path))
+    ]
+    media: dict[str, bool | None] = {}
+    for path in made_of.media:
+        pool = _pool(connection, os.path.dirname(path)) if path.startswith("/") else None
+        media[path] = None if pool is None else _holds(pool, os.path.basename(path))
+    networks: dict[str, bool | None] = {}
+    for name in made_of.networks:
+        network = virt.found(lambda name=name: connection.networkLookupByName(name))  # type: ignore[misc]
+        networks[name] = None if network is None else bool(network.isActive())
+    platform, capabilities = "", None
+    try:
+        capabilities = xml.parse(
+            connection.getDomainCapabilities(made_of.emulator, made_of.arch, made_of.machine, made_of.type)
+        )
+    except lib.libvirtError as exc:
+        platform = exc.get_error_message()
+    loaders = None if capabilities is None else {one.text for one in capabilities.findall("os/loader/value")}
+    here = (connection.getHostname(), _host_uuid(connection))
+    return Offer(
+        same_host=own == here or own[1] == here[1],
+        memory=1024 * sum(stats.get(key, 0) for key in ("free", "buffers", "cached")) or None,
+        pools={folder: None if pool is None else Pool(pool.name(), pool.info()[3]) for folder, pool in pools.items()},
+        present=tuple(present),
+        media=media,
+        networks=networks,
+        bridges={name: _bridge(connection, name) for name in made_of.bridges},
+        platform=platform,
+        loader=None if loaders is None or not made_of.loader else made_of.loader in loaders,
+        cpu=None if capabilities is None else _cpu(connection, made_of),
+        certificates=_certificates(),
+    )
+
+
+def _host_uuid(connection: t.Any) -> str:
+    return xml.parse(connection.getCapabilities()).findtext("host/uuid", "")
+
+
+def _pool(connection: t.Any, folder: str) -> t.Any:
+    """The running pool at a folder; what it holds and what is free there is looked up anew.
+
+    libvirt remembers both from the last refresh, and guests have written since then.
+    """
+    pool = virt.found(lambda: connection.storagePoolLookupByTargetPath(folder))
+    if pool is None or not pool.isActive():
+        return None
+    # refused while somebody makes a volume there; then what libvirt remembers is fresh
+    with contextlib.suppress(virt.libvirt.libvirtError):
+        pool.refresh()
+    return pool
+
+
+def _holds(pool: t.Any, name: str) -> bool:
+    """Whether a pool has a file."""
+    return pool is not None and virt.found(lambda: pool.storageVolLookupByName(name)) is not None
+
+
+def _bridge(connection: t.Any, name: str) -> bool | None:
+    try:
+        return name in connection.listInterfaces()
+    except virt.libvirt.libvirtError:  # a libvirt without its interface driver
+        return None
+
+
+def _cpu(connection: t.Any, made_of: Guest) -> bool | None:
+    if made_of.cpu is None:
+        return None
+    lib = virt.libvirt
+    try:
+        verdict = connection.compareHypervisorCPU(
+            made_of.emulator, made_of.arch, made_of.machine, made_of.type, made_of.cpu
+        )
+    except lib.libvirtError:
+        return None
+    return bool(verdict != lib.VIR_CPU_COMPARE_INCOMPATIBLE)
+
+
+_QEMU_CONF = "/etc/libvirt/qemu.conf"
+_CERTIFICATES = ("ca-cert.pem", "client-cert.pem", "client-key.pem")
+
+
+def _certificates() -> str | None:
+    """The folder of this host's certificates for migration data, None when a file is missing there.
+
+    qemu.conf: migrate_tls_x509_cert_dir, /etc/pki/libvirt-migrate if that exists,
+    default_tls_x509_cert_dir, /etc/pki/qemu. A client falls back to the server's certificate.
+    """
+    settings = {}
+    with contextlib.suppress(OSError), open(_QEMU_CONF, encoding="utf-8") as stream:
+        settings = dict(re.findall(r'^\s*(\w+)\s*=\s*"([^"]*)"', stream.read(), re.MULTILINE))
+    folder = settings.get("migrate_tls_x509_cert_dir") or "/etc/pki/libvirt-migrate"
+    if not os.path.isdir(folder):
+        folder = settings.get("default_tls_x509_cert_dir") or "/etc/pki/qemu"
+    there = all(os.path.exists(os.path.join(folder, name)) for name in _CERTIFICATES)
+    return folder if there else None

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import typing as t
 
-from .._core import virt, xml
-from .._core.errors import PhyllomeError
+from .._core import named, virt, xml
 from .._core.plan import Change, Plan
 from . import spec
 from .plan import plan
@@ -31,18 +30,14 @@ def body(params: dict[str, t.Any], check_mode: bool) -> dict[str, t.Any]:
         todo = plan(wanted, before)
         if check_mode or not todo:
             return _result(wanted, todo, before)
-        for change in todo:
-            if change.action:
-                _STEPS[change.action](connection, wanted.name, change)
-        after = read(connection, wanted.name, routes)
-        left = plan(wanted, after)
-        if left:
-            raise PhyllomeError(
-                f"Network {wanted.name} is not as declared after the changes",
-                "what libvirt says now still differs",
-                "See plan for what did not stick, and the journal of libvirtd (or virtnetworkd).",
-                plan=left.as_list(),
-            )
+        after = before
+
+        def left() -> Plan:
+            nonlocal after
+            after = read(connection, wanted.name, routes)
+            return plan(wanted, after)
+
+        named.carry_out(todo, _STEPS, connection, wanted.name, left, f"Network {wanted.name}")
         return _result(wanted, todo, after)
 
 
@@ -117,34 +112,8 @@ def _dhcp(connection: t.Any, name: str, change: Change) -> None:
                 network.update(command, lib.VIR_NETWORK_SECTION_IP_DHCP_RANGE, -1, xml.dump(leases), flags)
 
 
-def _start(connection: t.Any, name: str, change: Change) -> None:
-    with virt.saying(f"Cannot start network {name}"):
-        connection.networkLookupByName(name).create()
-
-
-def _stop(connection: t.Any, name: str, change: Change) -> None:
-    with virt.saying(f"Cannot stop network {name}"):
-        connection.networkLookupByName(name).destroy()
-
-
-def _autostart(connection: t.Any, name: str, change: Change) -> None:
-    with virt.saying(f"Cannot set autostart of network {name}"):
-        connection.networkLookupByName(name).setAutostart(int(change.after))
-
-
-def _undefine(connection: t.Any, name: str, change: Change) -> None:
-    with virt.saying(f"Cannot remove network {name}"):
-        network = virt.found(lambda: connection.networkLookupByName(name))
-        # A transient network is gone once it is stopped.
-        if network is not None:
-            network.undefine()
-
-
-_STEPS: dict[str, t.Callable[[t.Any, str, Change], None]] = {
+_STEPS: dict[str, named.Step] = {
+    **named.steps("network", lambda connection, name: connection.networkLookupByName(name)),
     "define": _define,
     "dhcp": _dhcp,
-    "start": _start,
-    "stop": _stop,
-    "autostart": _autostart,
-    "undefine": _undefine,
 }

@@ -13,7 +13,7 @@ import os
 import shutil
 import typing as t
 
-from .._core import virt, xml
+from .._core import named, virt, xml
 from .._core.errors import PhyllomeError
 from .._core.plan import Change, Plan
 from . import spec
@@ -39,18 +39,14 @@ def body(params: dict[str, t.Any], check_mode: bool) -> dict[str, t.Any]:
         todo = plan(wanted, before)
         if check_mode or not todo:
             return _result(wanted, todo, before)
-        for change in todo:
-            if change.action:
-                _STEPS[change.action](connection, wanted.name, change)
-        after = read(connection, wanted)
-        left = plan(wanted, after)
-        if left:
-            raise PhyllomeError(
-                f"Pool {wanted.name} is not as declared after the changes",
-                "what libvirt says now still differs",
-                "See plan for what did not stick, and the journal of libvirtd (or virtstoraged).",
-                plan=left.as_list(),
-            )
+        after = before
+
+        def left() -> Plan:
+            nonlocal after
+            after = read(connection, wanted)
+            return plan(wanted, after)
+
+        named.carry_out(todo, _STEPS, connection, wanted.name, left, f"Pool {wanted.name}")
         return _result(wanted, todo, after)
 
 
@@ -115,29 +111,9 @@ def _start(connection: t.Any, name: str, change: Change) -> None:
             pool.create(0)
 
 
-def _stop(connection: t.Any, name: str, change: Change) -> None:
-    with virt.saying(f"Cannot stop pool {name}"):
-        connection.storagePoolLookupByName(name).destroy()
-
-
-def _autostart(connection: t.Any, name: str, change: Change) -> None:
-    with virt.saying(f"Cannot set autostart of pool {name}"):
-        connection.storagePoolLookupByName(name).setAutostart(int(change.after))
-
-
-def _undefine(connection: t.Any, name: str, change: Change) -> None:
-    with virt.saying(f"Cannot remove pool {name}"):
-        pool = virt.found(lambda: connection.storagePoolLookupByName(name))
-        # A transient pool is gone once it is stopped.
-        if pool is not None:
-            pool.undefine()
-
-
-_STEPS: dict[str, t.Callable[[t.Any, str, Change], None]] = {
+_STEPS: dict[str, named.Step] = {
+    **named.steps("pool", lambda connection, name: connection.storagePoolLookupByName(name)),
     "directory": _directory,
     "define": _define,
     "start": _start,
-    "stop": _stop,
-    "autostart": _autostart,
-    "undefine": _undefine,
 }

@@ -27,6 +27,7 @@ from .tables import (
     TARGET,
     DeviceKind,
     device_id,
+    free_name,
     host_device,
 )
 
@@ -139,6 +140,7 @@ def _add(draft: Draft, kind: DeviceKind, device: Device, boot: int | None) -> No
     options = [row for row in kind.rows if row.option in values]
     for row in options:
         row.write(made, values[row.option])
+    _renamed(draft, made, device.id)
     if kind is DISKS and values.get("bus") == "scsi":
         build.scsi_controller(draft.root)
     draft.own_device(device)
@@ -148,6 +150,17 @@ def _add(draft: Draft, kind: DeviceKind, device: Device, boot: int | None) -> No
         _offered(draft, device, row, values[row.option])
         draft.note("config", f"{device.path}.{row.option}", None, row.shown(values[row.option]), when, why=why)
     _connected(draft, device.path, made)
+
+
+def _renamed(draft: Draft, disk: Element, name: str) -> None:
+    """A target name that is free in the definition may be another disk's in the running guest."""
+    if draft.live is None or disk.tag != DISKS.tag:
+        return
+    others = [found for found in draft.live.findall("devices/disk") if device_id(found) != name]
+    taken = {TARGET.read(found) for found in others}
+    if TARGET.read(disk) in taken:
+        siblings = {TARGET.read(found) for found in draft.root.findall("devices/disk") if found is not disk}
+        TARGET.write(disk, free_name(DISKS.row("bus").read(disk), taken | siblings))
 
 
 def _disk_values(draft: Draft, device: Device, values: dict[str, t.Any]) -> dict[str, t.Any]:
@@ -187,6 +200,8 @@ def _edit(draft: Draft, kind: DeviceKind, device: Device, found: Element) -> Non
         else:
             _offered(draft, device, row, value)
             row.write(found, value)
+            if row.option == "bus":
+                _renamed(draft, found, device.id)
             told = _live(row, live[1]) if live else {}
             draft.note("config", path, row.shown(before), row.shown(value), draft.when(row), **told)
             if row.option == "bus" and value == "scsi":

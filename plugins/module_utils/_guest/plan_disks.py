@@ -96,7 +96,9 @@ def _there(draft: Draft, disk: Device, found: Element, path: str) -> None:
     if image is not None and image.format != form:
         draft.problem(f"{disk.path}.format: {form}", f"{path} is {image.format}", f"Declare format: {image.format}.")
         return
-    block = None if draft.there is None else draft.there.blocks.get(TARGET.read(found))
+    known = None if draft.there is None else domain.device(DISKS, draft.there.config, disk.id)
+    # Its target name of before: another bus gives it another one.
+    block = None if draft.there is None else draft.there.blocks.get(TARGET.read(found if known is None else known))
     capacity = image.capacity if image is not None else block[0] if block else None
     if disk.size is not None and capacity is not None:
         _resize(draft, disk, found, path, capacity)

@@ -217,6 +217,7 @@ def guest(found: t.Any, secrets: bool = True) -> Guest:
         persistent = bool(found.isPersistent())
         config = xml.parse(found.XMLDesc(flags | (libvirt.VIR_DOMAIN_XML_INACTIVE if persistent else 0)))
         active = state != "stopped"
+        live = xml.parse(found.XMLDesc(flags)) if active else None
         reasons = _REASONS.get(state, ())
         return Guest(
             name=name,
@@ -226,8 +227,8 @@ def guest(found: t.Any, secrets: bool = True) -> Guest:
             persistent=persistent,
             autostart=persistent and bool(found.autostart()),
             config=config,
-            live=xml.parse(found.XMLDesc(flags)) if active else None,
-            blocks=dict(_blocks(found, config)),
+            live=live,
+            blocks=dict(_blocks(found, config, live)),
             managed_save=persistent and bool(found.hasManagedSaveImage()),
             snapshots=found.snapshotNum(),
             checkpoints=_checkpoints(found),
@@ -235,12 +236,13 @@ def guest(found: t.Any, secrets: bool = True) -> Guest:
         )
 
 
-def _blocks(found: t.Any, config: Element) -> t.Iterator[tuple[str, tuple[int, int]]]:
-    for disk in DISKS.elements(config):
-        target = TARGET.read(disk)
-        with contextlib.suppress(virt.libvirt.libvirtError):
-            capacity, allocation, dummy = found.blockInfo(target)
-            yield target, (capacity, allocation)
+def _blocks(found: t.Any, config: Element, live: Element | None) -> t.Iterator[tuple[str, tuple[int, int]]]:
+    """By the names of the definition; libvirt wants those of the running guest, and the same name may be another disk."""
+    for running, defined in domain.matched(DISKS, config if live is None else live, config):
+        if running is not None and defined is not None:
+            with contextlib.suppress(virt.libvirt.libvirtError):
+                capacity, allocation, dummy = found.blockInfo(TARGET.read(running))
+                yield TARGET.read(defined), (capacity, allocation)
 
 
 def _checkpoints(found: t.Any) -> int | None:

@@ -87,7 +87,7 @@ class _Bus(Field):
         target, devices = xml.ensure(root, "target"), root.getparent()
         siblings = [] if devices is None else [found for found in devices.findall("disk/target") if found is not target]
         taken = {found.get("dev") for found in siblings}
-        target.set("dev", next(name for name in _device_names(_PREFIX[value]) if name not in taken))
+        target.set("dev", free_name(value, taken))
 
 
 class _Media(Field):
@@ -254,6 +254,11 @@ def host_device(root: Element) -> str | None:
             product = HOSTDEVS.row("usb.product").read(root) if option == "usb.vendor" else None
             return f"{option.partition('.')[0]} {found}{':' + product if product else ''}"
     return None
+
+
+def free_name(bus: str, taken: t.Container[str | None]) -> str:
+    """The first target name of a bus that is not taken."""
+    return next(name for name in _device_names(_PREFIX[bus]) if name not in taken)
 
 
 def _device_names(prefix: str) -> t.Iterator[str]:

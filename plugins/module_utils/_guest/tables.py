@@ -22,6 +22,7 @@ from .table_devices import (
     TARGET,
     DeviceKind,
     device_id,
+    free_name,
     host_device,
 )
 from .table_guest import DOMAIN, settle
@@ -40,6 +41,7 @@ __all__ = [
     "TARGET",
     "DeviceKind",
     "device_id",
+    "free_name",
     "host_device",
     "settle",
 ]

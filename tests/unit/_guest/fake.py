@@ -121,11 +121,10 @@ class Domain:
         return [1, 0, int(self.live.findtext("currentMemory")), 1, 0]
 
     def blockInfo(self, target: str) -> tuple[int, int, int]:
-        for root in (self.live, self.config):
-            disk = None if root is None else root.find(f"devices/disk/target[@dev='{target}']/..")
-            file = None if disk is None or disk.find("source") is None else disk.find("source").get("file")
-            if file in self.host.files:
-                return self.host.files[file], 0, 0
+        root = self.config if self.live is None else self.live
+        source = root.find(f"devices/disk/target[@dev='{target}']/../source")
+        if source is not None and source.get("file") in self.host.files:
+            return self.host.files[source.get("file")], 0, 0
         raise LibvirtError("cannot stat")
 
     # Changing
@@ -162,6 +161,9 @@ class Domain:
             why = live.Room(self.live).take(given) if given.tag != "controller" else ""
             if why:
                 raise LibvirtError(why)
+            target = given.find("target")
+            if given.tag == "disk" and self.live.find(f"devices/disk/target[@dev='{target.get('dev')}']") is not None:
+                raise LibvirtError(f"target {target.get('dev')} already exists")
             self.live.find("devices").append(given)
             _fill(self.live, running=True)
 

@@ -766,6 +766,39 @@ options:
           - The default is V(report).
         type: str
         choices: [report, reseed]
+  clone_from:
+    description:
+      - Make a new guest as a copy of another one, which has to be off. It gets a uuid, MAC addresses, disk serial numbers and a
+        generation id of its own. All other options are applied to it afterwards; what is not declared is as with the source.
+      - Where the guest exists already, nothing is copied. A run that was cut off is made good by the next one.
+      - Devices of the host, and what cloud-init or an installer was told, are not copied.
+    type: dict
+    suboptions:
+      guest:
+        description:
+          - Name of the source.
+        type: str
+        required: true
+      method:
+        description:
+          - V(linked) only writes what differs from the source's disks. The source is a template from then on. It is not started,
+            reverted, or removed with its disks while such clones are there.
+          - V(reflink) shares blocks with the source's disks until they are written to. It needs btrfs or XFS.
+          - V(full) copies, without backing files and snapshots.
+          - V(auto) shares blocks where the file system can, and copies where it cannot. It is the default.
+        type: str
+        choices: [auto, linked, reflink, full]
+      nvram:
+        description:
+          - Whether the clone's UEFI variables are a copy, with boot entries and keys, or V(fresh) from the firmware. The default is V(copy).
+        type: str
+        choices: [copy, fresh]
+      tpm:
+        description:
+          - Whether the clone's TPM has the state of the source's, with the keys that its disks may be sealed with, or is V(fresh).
+            The default is V(copy).
+        type: str
+        choices: [copy, fresh]
   install:
     description:
       - Install a system on the guest's first disk, once, if nothing was ever written to it. A guest whose disk has something on it is never

@@ -132,6 +132,7 @@ class _Export:
 
     def _tpm(self, change: Change) -> None:
         tpm = str(self._source.tpm)
+        os.mkdir(f"{self._partial}/{folder.TPM}", 0o700)
         for name in identity.files(tpm):
             file = f"{folder.TPM}/{name}"
             os.makedirs(os.path.dirname(f"{self._partial}/{file}"), mode=0o700, exist_ok=True)

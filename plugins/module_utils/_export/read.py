@@ -100,7 +100,7 @@ def source(connection: t.Any, wanted: Wanted, where: Places) -> Source:
     guest = read.guest(found)
     config, kept, told = guest.config, None, None
     if wanted.snapshot is not None:
-        kept = f"{where.ours}/snapshots/{guest.uuid}/{wanted.snapshot}"
+        kept = f"{identity.snapshot_folder(where, guest.uuid)}/{wanted.snapshot}"
         told = identity.load(f"{kept}/manifest.json")
         if told is not None:
             with identity.doing(f"Cannot read {kept}"), open(f"{kept}/{folder.DEFINITION}", encoding="utf-8") as stream:

@@ -18,7 +18,7 @@ import typing as t
 from .._core import virt, xml
 from .._core.errors import PhyllomeError
 from .._core.plan import Change
-from . import domain, media, read, storage
+from . import domain, identity, media, read, storage
 from .domain import Marker
 from .draft import Decision
 from .plan_power import POWER_RESULT
@@ -231,6 +231,9 @@ class Apply:
         storage.remove(change.args["file"])
         self._refresh(change.args["file"])
 
+    def _remove_snapshots(self, change: Change) -> None:
+        identity.remove_tree(change.args["folder"])
+
     def _refresh(self, path: str) -> None:
         """libvirt reads a pool's directory only when told to; a pool that is off or not there needs nothing."""
         with contextlib.suppress(virt.libvirt.libvirtError):
@@ -315,6 +318,7 @@ _STEPS: dict[str, t.Callable[[Apply, Change], None]] = {
     "volume.finish": Apply._finish,
     "volume.grow": Apply._grow,
     "volume.remove": Apply._remove,
+    "snapshots.remove": Apply._remove_snapshots,
     "medium.create": Apply._create_medium,
     "medium.remove": Apply._remove_medium,
     "autostart": Apply._autostart,

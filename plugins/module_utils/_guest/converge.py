@@ -17,7 +17,7 @@ from .._core import virt
 from .._core.errors import PhyllomeError
 from .._core.names import check_name, guest_uuid
 from .._core.plan import Plan
-from . import domain, plan, plan_first, read, spec
+from . import clone, domain, identity, plan, plan_first, read, spec
 from . import wait as waiting
 from .apply import LIVE, Apply, defines
 from .draft import Decision
@@ -138,6 +138,7 @@ class _Run:
         self._refused: dict[str, str] = {}
         self._warnings: list[str] = []
         self._begun = False
+        self._foreseen: read.Guest | None = None
 
     def begin(self) -> None:
         """Plan, and do it.
@@ -145,6 +146,7 @@ class _Run:
         Raises:
             PhyllomeError: the guest cannot be as declared.
         """
+        self._clone()
         self._decide()
         self._warnings += self._decision.warnings
         self._converge()
@@ -169,8 +171,33 @@ class _Run:
                 _stuck(self._wanted, self._done, self._decision)
         return self._told(ready)
 
+    def _clone(self) -> None:
+        """Make the guest as a copy of another one, where that is declared and not done yet."""
+        wanted, connection = self._wanted, self._look.connection
+        if wanted.clone is None or wanted.state == "absent":
+            return
+        with virt.saying(f"Guest {wanted.name} cannot be looked up"):
+            found, namesake = self._look.lookup(wanted)
+        if namesake is not None:
+            return  # said when the rest is planned
+        where = identity.places(self._look.uri)
+        world = clone.look(connection, wanted, None if found is None else read.guest(found), where)
+        decision = clone.plan(wanted, world, where)
+        if not decision.plan:
+            return
+        self._done += decision.plan
+        self._warnings += decision.warnings
+        if self._check:
+            self._foreseen = clone.foreseen(decision, world)
+            return
+        self._begun = True
+        with self._telling():
+            clone.apply(connection, wanted, world, decision)
+        self._look.forget_clones()
+
     def _decide(self) -> None:
-        self._found, self._there, self._decision = _decide(self._look, self._wanted, self._refused)
+        foreseen = {} if self._foreseen is None else {"foreseen": self._foreseen}
+        self._found, self._there, self._decision = _decide(self._look, self._wanted, self._refused, **foreseen)
 
     def _converge(self, silent: bool = False) -> None:
         """Carry the decision out; ``silent`` when the plan has said it already."""
@@ -280,9 +307,14 @@ def _stuck(wanted: spec.Wanted, done: Plan, decision: Decision) -> None:
 
 
 def _decide(
-    look: read.Look, wanted: spec.Wanted, refused: t.Collection[str] = ()
+    look: read.Look, wanted: spec.Wanted, refused: t.Collection[str] = (), foreseen: read.Guest | None = None
 ) -> tuple[t.Any, read.Guest | None, Decision]:
     with virt.saying(f"Guest {wanted.name} cannot be looked up"):
         found, namesake = look.lookup(wanted)
-    there = None if found is None else read.guest(found)
-    return found, there, plan.decide(wanted, there, look.world(wanted, there, namesake), refused)
+    there = foreseen
+    if there is None and found is not None:
+        there = read.guest(found)
+    world = look.world(wanted, there, namesake)
+    if foreseen is not None:
+        world = clone.as_made(world, foreseen)
+    return found, there, plan.decide(wanted, there, world, refused)

@@ -56,6 +56,22 @@ class Volume:
 
 
 @dataclasses.dataclass(frozen=True)
+class Origin:
+    """The guest that a clone was made from.
+
+    Attributes:
+        guest, uuid: its name and uuid then.
+        method: how the disks were copied; ``linked`` ones need the source's for ever.
+        done: False until all files of the clone are complete.
+    """
+
+    guest: str
+    uuid: str
+    method: str
+    done: bool
+
+
+@dataclasses.dataclass(frozen=True)
 class Marker:
     """Our element in the domain's metadata.
 
@@ -65,6 +81,7 @@ class Marker:
         devices: ids of the devices that we made or were told to take over.
         volumes: files that are ours.
         install: ``begun`` while a system is being installed, ``done`` when that ended; None without an installation.
+        origin: of a clone.
     """
 
     profile: str | None
@@ -72,6 +89,7 @@ class Marker:
     devices: tuple[str, ...] = ()
     volumes: tuple[Volume, ...] = ()
     install: str | None = None
+    origin: Origin | None = None
 
     def volume(self, disk: str) -> Volume | None:
         """Our file of that disk."""
@@ -114,6 +132,10 @@ class Marker:
         for volume in self.volumes:
             made = "yes" if volume.made else "no"
             xml.child(root, f"{namespace}volume", None, id=volume.id, path=volume.path, made=made)
+        if self.origin is not None:
+            done = "yes" if self.origin.done else "no"
+            told = {"guest": self.origin.guest, "uuid": self.origin.uuid, "method": self.origin.method, "done": done}
+            xml.child(root, f"{namespace}origin", None, **told)
         return root
 
 
@@ -131,6 +153,15 @@ def marker(root: Element) -> Marker | None:
             for volume in found.findall(f"{{{xml.GUEST_NS}}}volume")
         ),
         install=found.get("install"),
+        origin=_origin(xml.first(found, f"{{{xml.GUEST_NS}}}origin")),
+    )
+
+
+def _origin(found: Element | None) -> Origin | None:
+    if found is None:
+        return None
+    return Origin(
+        found.get("guest", ""), found.get("uuid", ""), found.get("method", "full"), found.get("done") == "yes"
     )
 
 

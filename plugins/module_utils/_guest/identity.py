@@ -202,6 +202,11 @@ def reborn(root: Element, name: str, uuid: str, store: str, fresh: bool) -> None
             serial.text = hashlib.sha256(f"{uuid}/{label}".encode()).hexdigest()[:20]
 
 
+def snapshot_folder(where: Places, uuid: str) -> str:
+    """Where what is not on the disks of a guest's snapshots is kept."""
+    return f"{where.ours}/snapshots/{uuid}"
+
+
 def snapshots(path: str) -> dict[str, int]:
     """Names of the snapshots inside a qcow2 image, in use or not, with how many have that name.
 

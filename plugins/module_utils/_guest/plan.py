@@ -91,6 +91,13 @@ def _guard(wanted: Wanted, there: Guest | None, world: World) -> None:
             "Stop it, and declare it again; or define it from its XML first.",
         )
     ours = domain.marker(there.config)
+    origin = ours.origin if ours else None
+    if origin is not None and not origin.done and wanted.state != "absent":
+        raise PhyllomeError(
+            f"Guest {there.name} is a clone of {origin.guest} that is not complete",
+            "the run that made it was cut off",
+            f"Declare clone_from: {{guest: {origin.guest}}} again, which finishes it, or remove it.",
+        )
     if ours and ours.profile and wanted.profile and ours.profile != wanted.profile:
         raise PhyllomeError(
             f"profile: {wanted.profile} is declared, guest {there.name} was made from {ours.profile}",

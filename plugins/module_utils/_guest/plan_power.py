@@ -90,6 +90,12 @@ def cycle(draft: Draft) -> None:
 
 
 def _startable(draft: Draft) -> None:
+    if draft.world.clones:
+        draft.problem(
+            f"state: {draft.wanted.state} of the base of linked clones",
+            f"the disks of {', '.join(draft.world.clones)} are only what differs from its own, and it would write to them",
+            "Leave it off, as their template. To use it, make a clone of it, or remove the linked ones first.",
+        )
     if draft.there is not None and draft.there.managed_save:
         draft.warnings.append(
             f"Guest {draft.wanted.name} has a saved state (virsh managedsave) and continues from it, with the "

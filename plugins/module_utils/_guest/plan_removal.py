@@ -82,6 +82,10 @@ def removal(wanted: Wanted, there: Guest | None, world: World) -> Decision:
                     args={"id": volume.id, "file": volume.path},
                 )
             )
+    if wanted.delete_disks and world.snapshots is not None:
+        changes.append(
+            Change("snapshots.remove", "snapshots", "memory and state", None, args={"folder": world.snapshots})
+        )
     if wanted.keep_snapshots and (there.snapshots != 0 or there.checkpoints):
         problems.append(
             PhyllomeError(

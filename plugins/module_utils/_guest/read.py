@@ -19,6 +19,7 @@ from .._core import virt, xml
 from .._core.errors import PhyllomeError
 from .._core.names import guest_uuid
 from . import build, domain, storage
+from .identity import places, snapshot_folder
 from .read_first import First, first_disk, look
 from .spec import Device, Wanted
 from .tables import CDROMS, DISKS, DOMAIN, HOSTDEVS, KINDS, NETWORKS, TARGET, host_device
@@ -175,6 +176,8 @@ class World:
         hugepages: how many are free, by their size in bytes.
         devices: whether the host has it, by ``table_devices.host_device``.
         owners: names of other guests that have such a device.
+        clones: names of guests whose disks are based on the guest's; only where it may be started.
+        snapshots: folder of its snapshots, see vm_snapshot; only where it shall be absent and has one.
     """
 
     host: Host | None = None
@@ -195,6 +198,8 @@ class World:
     hugepages: t.Mapping[int, int] = dataclasses.field(default_factory=dict)
     devices: t.Mapping[str, bool] = dataclasses.field(default_factory=dict)
     owners: t.Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    clones: tuple[str, ...] = ()
+    snapshots: str | None = None
 
 
 def guest(found: t.Any, secrets: bool = True) -> Guest:
@@ -279,7 +284,7 @@ class Look:
                 "the guest's files are made where this module runs",
                 "Run the task on that host, with a local URI such as qemu:///system.",
             )
-        self.connection = connection
+        self.connection, self.uri = connection, uri
         self._session = parts.path == "/session"
         self._home = user_images() if self._session else None
         with virt.saying("Cannot ask libvirt about this host"):
@@ -290,6 +295,7 @@ class Look:
         self._pools: dict[str, Pool | None] = {}
         self._networks: dict[str, bool | None] = {}
         self._images: dict[str, storage.Image | PhyllomeError] = {}
+        self._linked: dict[str, tuple[str, ...]] | None = None
 
     def lookup(self, wanted: Wanted) -> tuple[t.Any, tuple[str, str] | None]:
         """The wanted guest's domain or None, and uuid and name of a domain that stands in its way or None."""
@@ -311,7 +317,11 @@ class Look:
         with virt.saying("Cannot ask libvirt about this host"):
             base = World(namesake=namesake, libvirt=self._libvirt, memory=self._memory, cpus=self._cpus)
             if wanted.state == "absent":
-                return base if there is None else dataclasses.replace(base, users=self._users(there))
+                if there is None:
+                    return base
+                folder = snapshot_folder(places(self.uri), there.uuid)
+                kept = folder if os.path.isdir(folder) else None
+                return dataclasses.replace(base, users=self._users(there), snapshots=kept)
             return self._around(wanted, there, base)
 
     def _around(self, wanted: Wanted, there: Guest | None, base: World) -> World:
@@ -361,7 +371,16 @@ class Look:
             hugepages=_hugepages(),
             devices={name: _plugged_in(name) for name in named},
             owners=self._owners(wanted, there, named),
+            clones=self._clones(wanted, there),
         )
+
+    def _clones(self, wanted: Wanted, there: Guest | None) -> tuple[str, ...]:
+        """Linked clones of a guest that may be started now."""
+        if there is None or there.state in ("running", "paused") or wanted.state not in ("running", "paused"):
+            return ()
+        if self._linked is None:
+            self._linked = linked(self.connection)
+        return self._linked.get(there.uuid, ())
 
     def _first(self, wanted: Wanted, there: Guest | None, paths: t.Mapping[str, str]) -> First:
         if wanted.cloud_init is None and wanted.install is None:
@@ -408,6 +427,10 @@ class Look:
         """Files have been made or have grown: look again."""
         self._images.clear()
 
+    def forget_clones(self) -> None:
+        """A clone has been made: look again."""
+        self._linked = None
+
     def _hosts(self) -> Host:
         if self._host is None:
             self._host = host(self.connection, domain.store_directory(self._session))
@@ -453,6 +476,21 @@ class Look:
                 known = known and virt.found(lambda: known.storageVolLookupByName(volume))  # noqa: B023
                 if known is not None:
                     yield known.path()
+
+
+def linked(connection: t.Any) -> dict[str, tuple[str, ...]]:
+    """Names of the linked clones on this host, by uuid of the guest whose disks they are based on.
+
+    Raises:
+        PhyllomeError: libvirt does not tell.
+    """
+    based: dict[str, tuple[str, ...]] = {}
+    with virt.saying("Cannot list the guests"):
+        for found in connection.listAllDomains():
+            ours = domain.marker(xml.parse(found.XMLDesc(0)))
+            if ours is not None and ours.origin is not None and ours.origin.method == "linked":
+                based[ours.origin.uuid] = (*based.get(ours.origin.uuid, ()), found.name())
+    return based
 
 
 def _roots(found: t.Any) -> t.Iterator[Element]:

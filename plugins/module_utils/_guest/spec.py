@@ -21,7 +21,7 @@ from .._core import fields
 from .._core.errors import PhyllomeError
 from .._core.names import check_id, check_name, check_path
 from .._core.units import format_size, parse_size
-from . import install, seed, wait
+from . import clone_spec, install, seed, wait
 from .media import RESERVED
 from .overlay import Overlay, overlays
 from .profiles import PROFILES
@@ -79,6 +79,7 @@ GUEST_OPTIONS: dict[str, dict[str, t.Any]] = {
     "on_unplug_timeout": {"type": "int"},
     "cloud_init": {"type": "dict", "options": seed.OPTIONS},
     "install": {"type": "dict", "options": install.OPTIONS},
+    "clone_from": {"type": "dict", "options": clone_spec.OPTIONS},
     "wait": {"type": "dict", "options": wait.OPTIONS},
     "xml": {"type": "dict", "options": {"guest": {"type": "str"}, "devices": {"type": "dict"}}},
     "autostart": {"type": "bool"},
@@ -184,6 +185,7 @@ class Wanted:
     unplug_timeout: float = 20
     cloud_init: seed.Seed | None = None
     install: install.Install | None = None
+    clone: clone_spec.Clone | None = None
     wait: wait.Wait | None = None
     overlays: t.Sequence[Overlay] = ()
     reset_nvram: bool = False
@@ -278,6 +280,7 @@ def accept(given: t.Mapping[str, t.Any]) -> Wanted:
         unplug_timeout=_seconds(options.get("on_unplug_timeout"), "on_unplug_timeout", 20),
         cloud_init=None if options.get("cloud_init") is None else seed.accept(options["cloud_init"]),
         install=None if options.get("install") is None else install.accept(options["install"]),
+        clone=None if options.get("clone_from") is None else clone_spec.accept(options["clone_from"]),
         wait=None if options.get("wait") is None else wait.accept(options["wait"]),
         overlays=overlays(options.get("xml") or {}),
         reset_nvram=firmware.get("nvram") == "reset",

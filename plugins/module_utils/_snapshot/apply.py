@@ -23,7 +23,7 @@ from .._core.program import run
 from .._guest import identity
 from . import spec
 from .plan import plan, shown
-from .read import DEFINITION, MANIFEST, MEMORY, NVRAM, RESUME, REVERTED, TPM, VERSION, World, folder, read_world, stamp
+from .read import DEFINITION, MANIFEST, MEMORY, NVRAM, RESUME, REVERTED, TPM, VERSION, World, read_world, stamp
 
 _RESCUE = "The guest goes on where it was when it is started: its memory is saved (virsh managedsave)."
 
@@ -41,7 +41,7 @@ def body(params: dict[str, t.Any], check_mode: bool) -> dict[str, t.Any]:
         todo = plan(wanted, world)
         if check_mode or not todo:
             return _result(wanted, todo, world)
-        step = _Apply(connection, found, world, folder(where, world.guest.uuid), where.save)
+        step = _Apply(connection, found, world, identity.snapshot_folder(where, world.guest.uuid), where.save)
         try:
             step.run(todo)
         except PhyllomeError as exc:

@@ -272,6 +272,14 @@ def _revert(wanted: Wanted, world: World) -> Plan:
                 "Give it the disks of that time first: detach what was added, attach what was removed.",
             )
         )
+    if world.clones:
+        problems.append(
+            PhyllomeError(
+                f"Guest {guest.name} is the base of linked clones",
+                f"the disks of {', '.join(world.clones)} are only what differs from its own as they are now",
+                "Remove these first.",
+            )
+        )
     if guest.state not in (*_UP, "stopped", "crashed", "suspended"):
         problems.append(PhyllomeError(f"Guest {guest.name} is {guest.state}", "it is on its way", "Run again later."))
     if problems:

@@ -84,6 +84,7 @@ class World:
         reverted: name and stamp of the last revert, or None.
         stamp: of the guest's files now: time of change and size by path.
         now: seconds since 1970.
+        clones: names of guests whose disks are based on this one's.
     """
 
     guest: Guest
@@ -98,6 +99,7 @@ class World:
     reverted: t.Mapping[str, t.Any] | None = None
     stamp: t.Mapping[str, t.Any] = dataclasses.field(default_factory=dict)
     now: float = 0
+    clones: tuple[str, ...] = ()
 
     @property
     def at_rest(self) -> bool:
@@ -107,11 +109,6 @@ class World:
     def find(self, name: str | None) -> Kept | None:
         """Our snapshot of that name."""
         return next((kept for kept in self.kept if kept.name == name), None)
-
-
-def folder(where: Places, uuid: str) -> str:
-    """Where the snapshots of a guest are."""
-    return f"{where.ours}/snapshots/{uuid}"
 
 
 def read_world(connection: t.Any, name: str, where: Places) -> tuple[t.Any, World]:
@@ -126,7 +123,7 @@ def read_world(connection: t.Any, name: str, where: Places) -> tuple[t.Any, Worl
         raise PhyllomeError(f"Guest {name} does not exist", "snapshots belong to a guest", "Correct the name.")
     guest = read.guest(found)
     what = identity.of(guest.config, guest.live, where)
-    base = folder(where, guest.uuid)
+    base = identity.snapshot_folder(where, guest.uuid)
     with virt.saying(f"Cannot list the snapshots of guest {name}"):
         known = set(found.snapshotListNames()) if guest.persistent else set()
     tags = {
@@ -151,6 +148,7 @@ def read_world(connection: t.Any, name: str, where: Places) -> tuple[t.Any, Worl
         reverted=identity.load(f"{base}/{REVERTED}"),
         stamp=stamp(what),
         now=time.time(),
+        clones=read.linked(connection).get(guest.uuid, ()),
     )
 
 

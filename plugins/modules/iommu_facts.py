@@ -19,7 +19,8 @@ description:
     they can only be given away together. A fact that is needed for this and that cannot be read is a hazard itself,
     V(unknown_…), so that the expression C(!hazards) of JMESPath selects nothing that might be unsafe.
   - Where the IOMMU is off, every cause that is found is named, with its evidence and what to do about it.
-  - Only reads. It starts no other program, does not wake up sleeping devices, and reads no more of a file than it can
+  - Only reads. For a moment it opens disks as if for exclusive use, to see whether the kernel uses them. It starts no
+    other program, does not wake up sleeping devices, and reads no more of a file than it can
     have in earnest.
 author:
   - The Phyllome OS community (@phyllome)
@@ -52,7 +53,8 @@ notes:
   - Nothing is known about groups before the IOMMU is on. Until then each device has the hazard V(unknown_group).
   - In a container the host's disks, mounts and processes are out of sight. There each device has the hazard
     V(unknown_host_use).
-  - Disks of guests that do not run are known by what is on them only (V(has_data)).
+  - Disks of guests and pools that are defined in C(/etc/libvirt) count as in use (V(guest_disk)), running or not. Those of
+    ordinary users' guests that do not run are known by what is on them only (V(has_data)).
 extends_documentation_fragment:
   - phyllome.virt._attributes
   - phyllome.virt._attributes.facts
@@ -316,8 +318,9 @@ ansible_facts:
               sample: '0000:01:00.0'
             identity:
               description:
-                - What tells it from its twin. C(key) is made of the ids and the serial number, the slot or the way there,
-                  and survives that other cards are added. C(path) is its place in the tree of devices.
+                - What tells it from its twin. C(key) is made of the ids and the serial number that the function itself has,
+                  the slot or the way there. It survives that other cards are added, and is the same whatever drives it.
+                  C(serial) may be known to its driver only. C(path) is its place in the tree of devices.
               type: dict
               returned: always
               sample: {key: '10de:2204/1043:87d9@1', serial: null, slot: '1', path: 'pci0000:00/0000:00:01.1/0000:01:00.0'}
@@ -454,15 +457,15 @@ ansible_facts:
                   description:
                     - V(platform) (the machine itself), V(root_fs), V(rmrr), V(other_member) (something in the group is no
                       PCI device), V(bridge_driver), V(noiommu), V(protected), V(guest_disk), V(other_guest);
-                    - V(boot_disk), V(usb_boot), V(mounted), V(swap), V(claimed) (by device mapper, md, bcache or ZFS),
+                    - V(boot_disk), V(usb_boot), V(mounted), V(swap), V(claimed) (by device mapper, md, bcache, ZFS or another),
                       V(has_data), V(mgmt_nic), V(nic_used), V(primary_gpu), V(opened) (by a process), V(console), V(usb_input)
                       (the only keyboard), V(vf_parent), V(bus_parent) (other functions are behind it), V(no_reset),
                       V(acs_override), V(unsafe_interrupts);
                     - V(unknown_acs_override), V(unknown_claims), V(unknown_class), V(unknown_connection),
-                      V(unknown_consoles), V(unknown_data), V(unknown_display), V(unknown_driver), V(unknown_group),
+                      V(unknown_consoles), V(unknown_data), V(unknown_definitions), V(unknown_display), V(unknown_driver), V(unknown_group),
                       V(unknown_host_use), V(unknown_interfaces), V(unknown_keyboards), V(unknown_mgmt_nic),
                       V(unknown_mounts), V(unknown_nic_state), V(unknown_noiommu), V(unknown_openers),
-                      V(unknown_reserved_regions), V(unknown_routes), V(unknown_storage), V(unknown_swaps),
+                      V(unknown_reserved_regions), V(unknown_routes), V(unknown_screens), V(unknown_storage), V(unknown_swaps),
                       V(unknown_unsafe_interrupts), V(unknown_vfs) for what could not be found out.
                   type: str
                   returned: always
@@ -521,11 +524,14 @@ ansible_facts:
           sample: {modules: {vfio: loaded, vfio_pci: loaded, vfio_iommu_type1: loaded}, iommufd: false}
         bindings:
           description:
-            - What is bound to VFIO now (C(live)). What will be after the next boot (C(persistent)) is not looked at yet, and
-              null.
+            - What is bound to VFIO now (C(live)), and what is configured to be after the next boot (C(persistent)), with
+              C(source), one of V(driverctl), V(modprobe), V(udev) and V(cmdline), and C(file). C(address) is null where the
+              devices cannot be told from it.
           type: dict
           returned: with V(bindings) in O(gather)
-          sample: {live: [{address: '0000:01:00.0', driver: vfio-pci}], persistent: null}
+          sample:
+            live: [{address: '0000:01:00.0', driver: vfio-pci}]
+            persistent: [{address: '0000:01:00.0', driver: vfio-pci, source: modprobe, file: /etc/modprobe.d/vfio.conf}]
         boot:
           description:
             - How the machine boots. C(loader) is V(grub), V(grub-bls) or V(systemd-boot). C(initramfs) is V(dracut),

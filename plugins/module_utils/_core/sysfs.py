@@ -13,6 +13,7 @@ import errno
 import json
 import os
 import re
+import stat
 import typing as t
 
 from .errors import PhyllomeError
@@ -137,6 +138,36 @@ class Tree:
         if size > limit:
             return self._unread(path, f"longer than {limit} bytes")
         return b"".join(parts)
+
+    def claimed(self, path: str) -> bool | None:
+        """Whether the kernel has given a disk, or a part of it, to a file system, to swap, to device mapper or the like.
+
+        Of this machine the node is opened for a moment as if for exclusive use, O_EXCL of open(2), which
+        reads nothing from the disk; in a captured tree the file in its place says ``claimed`` or ``free``.
+
+        Args:
+            path: of the disk's node, such as ``dev/sda``.
+        """
+        if path in self._denied:
+            return self._unread(path, self._denied[path])
+        real = self._real(path)
+        try:
+            mode = os.lstat(f"{self._base}{real}").st_mode
+            if real is None or (stat.S_ISBLK(mode) and self._base != "/"):
+                return self._unread(path, "a device where there should be a file")
+            if stat.S_ISBLK(mode):
+                os.close(os.open(f"/{real}", _OPEN | os.O_EXCL))
+                return False
+        except OSError as exc:
+            if exc.errno == errno.EBUSY:
+                return True
+            if exc.errno in (errno.ENOMEDIUM, errno.ENXIO):  # a drive with nothing in it
+                return False
+            return self._unread(path, exc)
+        except ValueError as exc:
+            return self._unread(path, exc)
+        said = {"claimed": True, "free": False}.get(self.text(path) or "")
+        return self._unread(path, "neither claimed nor free") if said is None else said
 
     def text(self, path: str, limit: int = PAGE) -> str | None:
         """The content of a file without white space around it; what is not UTF-8 becomes U+FFFD."""

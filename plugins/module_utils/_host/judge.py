@@ -39,6 +39,8 @@ _SCOPES = {  # what Use calls incomplete → the hazard, and which devices it ma
     "nodes": ("unknown_openers", "any"),
     "consoles": ("unknown_consoles", "serial"),
     "keyboards": ("unknown_keyboards", "usb"),
+    "screens": ("unknown_screens", "display"),
+    "defined": ("unknown_definitions", "storage"),
 }
 
 
@@ -48,8 +50,8 @@ class HostUse:
 
     Attributes:
         hazards: PCI address → hazard code → evidence, in words.
-        unknown: hazard code → (``storage``, ``network``, ``serial``, ``usb`` or ``any``, why). What could not be
-            found out may concern any device of that kind.
+        unknown: hazard code → (``storage``, ``network``, ``serial``, ``usb``, ``display`` or ``any``, why). What could
+            not be found out may concern any device of that kind.
         with_interface: PCI addresses of functions that a network interface of ours belongs to.
     """
 
@@ -92,6 +94,8 @@ def judge_use(use: Use, addresses: t.Container[str], protect: t.Iterable[str] = 
         for function in functions:
             if all(function in others for dummy, others in use.keyboards):
                 found.add([function], "usb_input", f"no keyboard but {name}")
+    for name, address in use.screens:
+        found.add([address], "primary_gpu", name)
     for item in protect:
         guarded = {item} if item in addresses else _protected(item, storage, interfaces)
         if not guarded:
@@ -134,6 +138,7 @@ class _Storage:
         self.by_number = {block.number: block for block in use.blocks.values() if block.number}
         self.by_alias = {block.alias: block for block in use.blocks.values() if block.alias}
         self.mounted: set[str] = set()
+        self.explained: set[str] = set()
 
     def judge(self) -> None:
         found = [(mount, self._mounted_blocks(mount.number, mount.fstype, mount.source)) for mount in self.use.mounts]
@@ -162,6 +167,10 @@ class _Storage:
                 self._lost(f"swap {path} was not found")
             else:
                 self.add(swap, "swap", f"swap {path}")
+        for node, what in self.use.defined:
+            defined = self.named(node)
+            if defined is not None:
+                self.add(defined, "guest_disk", f"{what} of libvirt has {node}")
         self._content()
 
     def _content(self) -> None:
@@ -183,6 +192,12 @@ class _Storage:
                 self.found.add(functions, "unknown_claims", f"the holders of {block.name} could not be read")
             if block.below and block.below != (block.name,):
                 self.found.add(functions, "has_data", f"{block.name} is a partition")
+            if block.partition and block.partition == self.use.loader_partition:
+                self.found.add(functions, "boot_disk", f"the boot loader on {block.name}")
+            if block.claimed is None:
+                self.found.add(functions, "unknown_claims", f"whether {block.name} is claimed could not be found out")
+            elif block.claimed and block.name not in self.explained:
+                self.found.add(functions, "claimed", f"{block.name} cannot be opened for exclusive use")
             if block.content:
                 self.found.add(functions, "has_data", f"{block.content} on {block.name}")
             elif block.content is None:
@@ -205,6 +220,7 @@ class _Storage:
             functions = _functions(block)
             if functions:
                 floors.append((functions, chain))
+                self.explained.update((block.name, *(block.below or ())))
                 continue
             below = [self.use.blocks.get(name) for name in block.below or ()]
             if block.backing_file:

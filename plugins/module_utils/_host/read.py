@@ -14,6 +14,7 @@ import ipaddress
 import re
 import sys
 import typing as t
+import xml.parsers.expat
 
 from .._core.sysfs import PCI_ADDRESS, Tree, pci_functions
 
@@ -34,6 +35,10 @@ _ESCAPE = re.compile(r"\\([0-7]{3})")
 _INPUT_NODE = re.compile(r"^/dev/(?:input/|hidraw)")
 # File systems that show their block device below /sys/fs/<type>, whoever mounted them and in which namespace.
 _SHOWN_FILESYSTEMS = ("ext4", "xfs", "f2fs", "jfs", "erofs", "nilfs2")
+# What the kernel calls the memory of a screen that the firmware has set up, and that no driver has taken over.
+BOOT_SCREENS = ("BOOTFB", "efifb", "simplefb", "simple-framebuffer", "vesafb")
+_RANGE = re.compile(r"^( *)[0-9a-fA-F]+-[0-9a-fA-F]+ : (.+)$")
+_LOADER_PARTITION = "sys/firmware/efi/efivars/LoaderDevicePartUUID-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
 _NODE_DRIVERS = {"nvidia": "nvidia", "kfd": "amdgpu"}  # node prefix → driver; these nodes have no device in /sys
 
 
@@ -82,6 +87,8 @@ class Block:
         alias: name below /dev/mapper.
         backing_file: of a loop device.
         content: what udev found on it, a file system or a partition table; empty for nothing.
+        partition: its identity in the partition table.
+        claimed: of a disk of a PCI function, see Tree.claimed; False of all others.
     """
 
     name: str
@@ -93,6 +100,8 @@ class Block:
     alias: str | None
     backing_file: str | None
     content: str | None
+    partition: str | None = None
+    claimed: bool | None = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,8 +157,11 @@ class Use:
         connection: peer and own address of the SSH connection that we came through.
         consoles: (name, PCI addresses) of the kernel's consoles.
         keyboards: (name, PCI addresses).
+        screens: (name, PCI address) of screens that the firmware has set up and no driver has taken over.
+        defined: (node, what for) of disks in the definitions of libvirt's guests and pools.
+        loader_partition: identity of the partition that the boot loader was started from, where it says so.
         unknown: which of the above are incomplete: blocks, mounts, swaps, interfaces, routes, connection,
-            nodes, consoles, keyboards.
+            nodes, consoles, keyboards, screens, defined.
     """
 
     mounts: tuple[Mount, ...]
@@ -164,6 +176,9 @@ class Use:
     nodes: tuple[Node, ...]
     consoles: tuple[tuple[str, tuple[str, ...]], ...]
     keyboards: tuple[tuple[str, tuple[str, ...]], ...]
+    screens: tuple[tuple[str, str], ...]
+    defined: tuple[tuple[str, str], ...]
+    loader_partition: str | None
     unknown: frozenset[str]
 
 
@@ -219,6 +234,9 @@ def read_use(tree: Tree) -> Use:
         nodes=_nodes(tree, unknown),
         consoles=_consoles(tree, unknown),
         keyboards=_keyboards(tree, unknown),
+        screens=_screens(tree, unknown),
+        defined=_defined(tree, unknown),
+        loader_partition=_loader_partition(tree),
         unknown=frozenset(unknown),
     )
 
@@ -307,6 +325,9 @@ def _block(tree: Tree, name: str, path: str, there: tuple[str, ...]) -> Block:
         for controller in tree.names(subsystem.group(1)) or ():
             if re.match(r"^nvme\d+$", controller):
                 controllers.append(tree.follow(f"{subsystem.group(1)}/{controller}") or controller)
+    physical = bool(subsystem) or "/virtual/" not in path
+    found = _found_on(tree, number) if number and physical else None
+    disk = "partition" not in there and (bool(subsystem) or bool(pci_functions(path)))
     return Block(
         name=name,
         number=number or None,
@@ -316,17 +337,18 @@ def _block(tree: Tree, name: str, path: str, there: tuple[str, ...]) -> Block:
         holders=tree.names(f"{path}/holders"),
         alias=tree.text(f"{path}/dm/name") if "dm" in there else None,
         backing_file=tree.text(f"{path}/loop/backing_file") if "loop" in there else None,
-        content=_content(tree, number) if number and (subsystem or "/virtual/" not in path) else None,
+        content=None if found is None else found.get("ID_FS_TYPE") or found.get("ID_PART_TABLE_TYPE") or "",
+        partition=(found or {}).get("ID_PART_ENTRY_UUID"),
+        claimed=tree.claimed(f"dev/{name.replace('!', '/')}") if disk else False,
     )
 
 
-def _content(tree: Tree, number: str) -> str | None:
+def _found_on(tree: Tree, number: str) -> dict[str, str] | None:
     """What udev's blkid found (https://www.freedesktop.org/software/systemd/man/latest/udevadm.html)."""
     lines = _lines(tree, f"run/udev/data/b{number}", MIB)
     if not lines:
         return None
-    found = dict(line[2:].partition("=")[::2] for line in lines if line.startswith("E:"))
-    return found.get("ID_FS_TYPE") or found.get("ID_PART_TABLE_TYPE") or ""
+    return dict(line[2:].partition("=")[::2] for line in lines if line.startswith("E:"))
 
 
 def _interfaces(tree: Tree, unknown: set[str]) -> dict[str, Interface]:
@@ -550,3 +572,81 @@ def _keyboards(tree: Tree, unknown: set[str]) -> tuple[tuple[str, tuple[str, ...
         elif int(words[-1], 16) & _KEYBOARD == _KEYBOARD:
             found.append((tree.text(f"{path}/name") or name, pci_functions(path)))
     return tuple(found)
+
+
+def _screens(tree: Tree, unknown: set[str]) -> tuple[tuple[str, str], ...]:
+    """From the map of memory, where what lies within a window of a function stands below it, further to the right."""
+    found = []
+    above: list[tuple[int, str]] = []
+    lines = _lines(tree, "proc/iomem", 4 * MIB)
+    if not lines:
+        unknown.add("screens")
+    for line in lines or ():
+        match = _RANGE.match(line)
+        if match is None:
+            tree.note("proc/iomem", "a line of it is not understood")
+            unknown.add("screens")
+            continue
+        depth, name = len(match.group(1)), match.group(2)
+        above = [(width, outer) for width, outer in above if width < depth]
+        if name.startswith(BOOT_SCREENS):
+            owner = next((outer for dummy, outer in reversed(above) if PCI_ADDRESS.match(outer)), None)
+            if owner is None:
+                unknown.add("screens")
+            else:
+                found.append((name, owner))
+        above.append((depth, name))
+    return tuple(found)
+
+
+def _loader_partition(tree: Tree) -> str | None:
+    """What a loader such as systemd-boot says of itself (https://systemd.io/BOOT_LOADER_INTERFACE/)."""
+    data = tree.data(_LOADER_PARTITION) if tree.exists(_LOADER_PARTITION) else None
+    return None if data is None else data[4:].decode("utf-16-le", "replace").strip("\0").lower() or None
+
+
+def _defined(tree: Tree, unknown: set[str]) -> tuple[tuple[str, str], ...]:
+    """Disks in libvirt's files, which are there whether libvirt runs or not."""
+    found = []
+    for folder, kind in (("etc/libvirt/qemu", "guest"), ("etc/libvirt/storage", "pool")):
+        if not tree.exists(folder):
+            continue
+        names = tree.names(folder)
+        if names is None:
+            unknown.add("defined")
+        for file in names or ():
+            if not file.endswith(".xml"):
+                continue
+            nodes = nodes_in(tree.data(f"{folder}/{file}", MIB) or b"")
+            if nodes is None:
+                tree.note(f"{folder}/{file}", "not a definition of libvirt")
+                unknown.add("defined")
+            for node in nodes or ():
+                real = tree.follow(node[1:]) if tree.exists(node[1:]) else node[1:]
+                found.append((f"/{real or node[1:]}", f"{kind} {file[:-4]}"))
+    return tuple(found)
+
+
+def nodes_in(definition: bytes) -> list[str] | None:
+    """Nodes below /dev that a definition names as a disk; None when it is none.
+
+    Not with lxml, which need not be there, and without entities, which could be a trap in a captured tree.
+    """
+    found = []
+    parser = xml.parsers.expat.ParserCreate()
+
+    def element(name: str, attributes: dict[str, str]) -> None:
+        node = attributes.get("dev") if name == "source" else attributes.get("path") if name == "device" else None
+        if node and node.startswith("/dev/"):
+            found.append(node)
+
+    def refuse(*dummy: object) -> None:
+        raise ValueError("an entity")
+
+    parser.StartElementHandler = element
+    parser.EntityDeclHandler = refuse
+    try:
+        parser.Parse(definition, True)
+    except (xml.parsers.expat.ExpatError, ValueError):
+        return None
+    return found

@@ -25,10 +25,12 @@ import tarfile
 import tempfile
 import typing as t
 import zlib
+from xml.sax.saxutils import quoteattr
 
 from .._boot.read import is_repair, tokens
 from .._core.errors import PhyllomeError
-from .._core.sysfs import UNREAD, Tree, pci_functions
+from .._core.sysfs import PCI_ADDRESS, UNREAD, Tree, pci_functions
+from .._host.read import BOOT_SCREENS, nodes_in
 from . import catalogue
 from .diagnose import relevant
 from .facts import gather_from
@@ -113,6 +115,14 @@ class Recorder(Tree):
         found = super().link(path)
         if found is None:
             self._keep_why(path)
+        return found
+
+    def claimed(self, path: str) -> bool | None:
+        found = super().claimed(path)
+        if found is None:
+            self._keep_why(path)
+        else:
+            self.files[self._where(path)] = b"claimed\n" if found else b"free\n"
         return found
 
     def _readlink(self, path: str) -> str:
@@ -406,6 +416,31 @@ def _bridge(content: bytes) -> bytes:
     return bytes(kept[:end])
 
 
+def _range(line: str) -> str | None:
+    """Of the map of memory what lies in what, without where."""
+    dummy, dummy, name = line.lstrip(" ").partition(" : ")
+    if not re.match(r" *[0-9a-fA-F]+-[0-9a-fA-F]+ : .", line):
+        return "?"
+    told = PCI_ADDRESS.match(name) or name.startswith(BOOT_SCREENS)
+    return f"{' ' * (len(line) - len(line.lstrip(' ')))}0-0 : {name}" if told else None
+
+
+def _memory(content: bytes) -> bytes:
+    return _by_line(_range)(content) or (content and b"0-0 : Reserved\n")
+
+
+def _definition(content: bytes) -> bytes:
+    """Of a definition of libvirt the disks."""
+    nodes = nodes_in(content)
+    if nodes is None:
+        return b"<"
+    return b"<d>%b</d>\n" % "".join(f"<source dev={quoteattr(node)}/>" for node in nodes).encode()
+
+
+def _rule(line: str) -> str | None:
+    return line if "vfio" in line or "driver_override" in line else None
+
+
 _REDUCE: tuple[tuple[re.Pattern[str], t.Callable[[bytes], bytes]], ...] = (
     (re.compile(r"^proc/\d+/environ$"), _environment),
     (re.compile(r"^proc/\d+/stat$"), _stat),
@@ -421,9 +456,16 @@ _REDUCE: tuple[tuple[re.Pattern[str], t.Callable[[bytes], bytes]], ...] = (
     (re.compile(r"^dev/kmsg$"), _by_line(lambda line: line if is_of_iommu(line.partition(";")[2]) else None)),
     (re.compile(r"^sys/firmware/acpi/tables/DMAR$"), lambda content: content[:48]),
     (re.compile(r"^sys/devices/.*/config$"), _bridge),
+    (re.compile(r"^proc/iomem$"), _memory),
+    (re.compile(r"^etc/libvirt/.*\.xml$"), _definition),
+    (re.compile(r"^(?:etc|run|(?:usr/)?lib)/(?:modprobe\.d|udev/rules\.d)/"), _by_line(_rule)),
     (
         re.compile(r"^run/udev/data/"),
-        _by_line(lambda line: line if re.match(r"[IE]:(?:\d+$|ID_(?:FS_TYPE|PART_TABLE_TYPE)=)", line) else None),
+        _by_line(
+            lambda line: (
+                line if re.match(r"[IE]:(?:\d+$|ID_(?:FS_TYPE|PART_TABLE_TYPE|PART_ENTRY_UUID)=)", line) else None
+            )
+        ),
     ),
 )
 

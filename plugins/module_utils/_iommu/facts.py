@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import typing as t
 
+from .._boot.bindings import read_bindings
 from .._boot.read import read_boot
 from .._core.sysfs import Tree
 from .._host.judge import judge_use
@@ -19,7 +20,7 @@ from .._host.read import read_identity, read_nodes, read_use
 from .catalogue import read_catalogue
 from .diagnose import judge_host, judge_iommu, judge_vfio
 from .judge import is_vfio, judge_hardware
-from .read import Iommu, read_hardware, read_iommu
+from .read import Hardware, Iommu, read_hardware, read_iommu
 
 SCHEMA_VERSION = 1
 PARTS = ("host", "iommu", "groups", "devices", "vfio", "bindings", "boot")
@@ -68,7 +69,7 @@ def gather_from(tree: Tree, parts: t.Iterable[str] = ("all",), protect: t.Sequen
                 for device in hardware.devices
                 if is_vfio(device.driver)
             ],
-            "persistent": None,
+            "persistent": _persistent(tree, iommu, hardware),
         }
     facts: dict[str, t.Any] = {"schema_version": SCHEMA_VERSION, **{part: found[part] for part in wanted}}
     facts["unknown"] = sorted(_unknown(facts, iommu)) + (["devices"] if incomplete else [])
@@ -76,6 +77,24 @@ def gather_from(tree: Tree, parts: t.Iterable[str] = ("all",), protect: t.Sequen
         {"path": f"/{path}", "why": why} for path, why in sorted(tree.unread.items()) if why != "missing"
     ][:_UNREAD_SHOWN]
     return facts
+
+
+def _persistent(tree: Tree, iommu: Iommu, hardware: Hardware) -> list[dict[str, t.Any]] | None:
+    """What will be bound at the next boot. A rule whose devices cannot be told from it has no address."""
+    if iommu.next_boot is None and iommu.running is None:
+        return None
+    bindings = read_bindings(tree, iommu.next_boot or [iommu.running or ()])
+    found = []
+    for binding in bindings or ():
+        if not is_vfio(binding.driver):
+            continue
+        same = [one.address for one in hardware.devices if (one.vendor, one.device) in binding.ids]
+        addresses: list[str | None] = [*binding.addresses, *same]
+        for address in addresses or [None]:
+            entry = {"address": address, "driver": binding.driver, "source": binding.source, "file": binding.file}
+            if entry not in found:
+                found.append(entry)
+    return None if bindings is None else found
 
 
 def _unknown(facts: dict[str, t.Any], iommu: Iommu) -> t.Iterator[str]:

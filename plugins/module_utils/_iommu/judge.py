@@ -303,6 +303,7 @@ class _Hardware:
             "network": not kind.startswith(_NO_NETWORK),
             "serial": kind.startswith("07"),
             "usb": kind.startswith("0c03"),
+            "display": kind.startswith("03"),
         }[scope]
 
     def _display(self, device: Device, kind: str, add: t.Callable[..., None]) -> None:
@@ -523,13 +524,13 @@ class _Hardware:
         """What tells a card from its twin and survives renumbering: its ids, and where it is plugged in.
 
         Bus numbers change when a card is added; the device and function numbers on the way from the
-        root do not.
+        root do not. A serial number that only a driver tells would be gone with the driver.
         """
         if not (device.vendor and device.device):
             return None
         way = [part for part in device.path.split("/") if PCI_ADDRESS.match(part)]
         function = int(device.address[-1])
-        place = device.serial or device.slot
+        place = device.own_serial or device.slot
         if place is None:
             place = "/".join([way[0].rpartition(":")[0], *(part.rpartition(":")[2] for part in way)]) if way else "?"
         elif function:

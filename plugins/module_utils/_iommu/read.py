@@ -158,6 +158,8 @@ class Device:
         connectors: None without a DRM device.
         mdev: ``mdev`` where types can be made of it, ``nvidia_vf`` where NVIDIA's driver has its own way
             (https://docs.kernel.org/driver-api/vfio-mediated-device.html), else ``none``.
+        serial: as the function itself or the driver that has it now says.
+        own_serial: the same, only if the function itself says it: whatever drives it.
         mdevs: UUIDs of the mediated devices that were made of it.
     """
 
@@ -187,6 +189,7 @@ class Device:
     mdev_types: tuple[str, ...]
     mdevs: tuple[str, ...]
     serial: str | None
+    own_serial: str | None
     slot: str | None
 
 
@@ -400,7 +403,8 @@ def _device(tree: Tree, address: str, slots: t.Mapping[str, str]) -> Device | No
         mdev="mdev" if "mdev_supported_types" in there else "nvidia_vf" if "nvidia" in there else "none",
         mdev_types=(tree.names(f"{path}/mdev_supported_types") or ()) if "mdev_supported_types" in there else (),
         mdevs=tuple(sorted(filter(_UUID.match, there))),
-        serial=_serial(tree, path, there),
+        serial=_own_serial(tree, path, there) or _serial(tree, path, there),
+        own_serial=_own_serial(tree, path, there),
         slot=slots.get(address.rpartition(".")[0]),
     )
 
@@ -536,9 +540,13 @@ def _bars(tree: Tree, path: str, there: frozenset[str]) -> tuple[tuple[int, int,
     return tuple(bars)
 
 
+def _own_serial(tree: Tree, path: str, there: frozenset[str]) -> str | None:
+    """From the device serial number capability (https://docs.kernel.org/ABI/testing/sysfs-bus-pci.html), since 6.18."""
+    return (tree.text(f"{path}/serial_number") or None) if "serial_number" in there else None
+
+
 def _serial(tree: Tree, path: str, there: frozenset[str]) -> str | None:
-    if "serial_number" in there:
-        return tree.text(f"{path}/serial_number") or None
+    """Not from the vital product data: reading that can take seconds, and wakes a sleeping device up."""
     for controller in (tree.names(f"{path}/nvme") or ()) if "nvme" in there else ():
         return tree.text(f"{path}/nvme/{controller}/serial") or None
     return None

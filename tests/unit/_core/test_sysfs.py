@@ -4,8 +4,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pathlib
+import stat
+import types
+import typing as t
 
 import pytest
 
@@ -166,3 +170,49 @@ def test_no_pci_addresses(address):
 def test_all_functions_on_a_path():
     path = "sys/devices/pci0000:00/0000:00:0e.0/pci10000:e0/10000:e0:06.0/10000:e1:00.0/nvme/nvme0/nvme0n1"
     assert pci_functions(path) == ("0000:00:0e.0", "10000:e0:06.0", "10000:e1:00.0")
+
+
+@pytest.mark.parametrize(
+    ("error", "claimed"),
+    [
+        (None, False),
+        (errno.EBUSY, True),
+        (errno.ENOMEDIUM, False),
+        (errno.ENXIO, False),
+        (errno.EACCES, None),
+        (errno.EIO, None),
+    ],
+)
+def test_whether_a_disk_of_this_machine_is_claimed(monkeypatch, error, claimed):
+    asked: list[t.Any] = []
+
+    def open_it(path, flags):
+        asked.append((path, flags))
+        if error:
+            raise OSError(error, os.strerror(error))
+        return 99
+
+    tree = Tree("/", "sysfs_root")
+    monkeypatch.setattr(os, "lstat", lambda path: types.SimpleNamespace(st_mode=stat.S_IFBLK))
+    monkeypatch.setattr(os, "open", open_it)
+    monkeypatch.setattr(os, "close", lambda handle: asked.append(handle))
+    monkeypatch.setattr(os, "readlink", lambda path: (_ for _ in ()).throw(OSError(errno.EINVAL, "no link")))
+    assert tree.claimed("dev/sdz") is claimed
+    assert (
+        asked[0][0] == "/dev/sdz"
+        and asked[0][1] & os.O_EXCL
+        and not asked[0][1] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+    )
+    assert (99 in asked) == (error is None)
+    assert ("dev/sdz" in tree.unread) == (claimed is None)
+
+
+def test_whether_a_disk_of_a_captured_machine_was_claimed(root, monkeypatch):
+    tree = Tree(str(root), "sysfs_root")
+    for content, claimed in (("claimed\n", True), ("free\n", False), ("", None), ("yes\n", None)):
+        (root / "sys" / "disk").write_text(content)
+        assert tree.claimed("sys/disk") is claimed
+    assert tree.claimed("sys/nothing") is None
+    monkeypatch.setattr(os, "lstat", lambda path: types.SimpleNamespace(st_mode=stat.S_IFBLK))
+    assert tree.claimed("sys/disk") is None  # a device in a captured tree is never opened
+    assert tree.unread["sys/disk"] == "a device where there should be a file"

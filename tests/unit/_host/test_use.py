@@ -529,3 +529,107 @@ def test_protect_an_interface_with_all_that_is_below_it(judge):
 def test_protecting_nothing_is_refused(judge, second, item):
     with pytest.raises(PhyllomeError, match=r"protect: .* protects nothing here: .* Correct the name"):
         judge(second, [item])
+
+
+# what lies on disks that nobody has mounted
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        ("free\n", None),
+        ("claimed\n", "claimed"),
+        ("", "unknown_claims"),
+        ("?\n", "unknown_claims"),
+        (None, "unknown_claims"),
+    ],
+)
+def test_a_disk_that_cannot_be_opened_for_exclusive_use(judge, second, said, code):
+    second.disk("sdb", DISK, "8:16")
+    second.remove("dev/sdb")
+    if said is not None:
+        second.file("dev/sdb", said)
+    found = codes(judge(second), DISK) & {"claimed", "unknown_claims"}
+    assert found == ({code} if code else set())
+
+
+def test_a_claim_that_has_its_reason_is_said_once(judge, second):
+    second.disk("sdb", DISK, "8:16", {"sdb1": "ext4"})
+    second.mount("8:17", "/data", "ext4", "/dev/sdb1")
+    second.file("dev/sdb", "claimed\n")
+    assert "claimed" not in codes(judge(second), DISK)
+
+
+def test_the_partition_that_the_boot_loader_came_from(judge, second):
+    second.disk("sdb", DISK, "8:16", {"sdb1": "vfat"})
+    second.more("run/udev/data/b8:17", "E:ID_PART_ENTRY_UUID=0a1b2c3d-0000\n")
+    name = "sys/firmware/efi/efivars/LoaderDevicePartUUID-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
+    second.file(name, b"\6\0\0\0" + "0A1B2C3D-0000\0".encode("utf-16-le"))
+    assert judge(second).hazards[DISK]["boot_disk"] == ["the boot loader on sdb1"]
+    second.file(name, b"\6\0\0\0" + "0A1B2C3D-0001\0".encode("utf-16-le"))
+    assert "boot_disk" not in codes(judge(second), DISK)
+
+
+@pytest.mark.parametrize(
+    ("path", "definition", "used"),
+    [
+        ("qemu/win.xml", "<domain><disk type='block'><source dev='/dev/disk/by-id/x'/></disk></domain>", True),
+        ("qemu/win.xml", "<domain><interface type='direct'><source dev='eth0'/></interface></domain>", False),
+        ("qemu/win.xml", "<domain><disk type='block'><source dev='/dev/gone'/></disk></domain>", False),
+        ("storage/vg.xml", "<pool type='disk'><source><device path='/dev/sdb'/></source></pool>", True),
+        ("storage/vg.xml", "<pool type='dir'><target><path>/srv</path></target></pool>", False),
+    ],
+)
+def test_a_disk_that_libvirt_has_defined(judge, second, path, definition, used):
+    second.disk("sdb", DISK, "8:16")
+    second.links["dev/disk/by-id/x"] = "../../sdb"
+    second.file(f"etc/libvirt/{path}", definition)
+    use = judge(second)
+    assert ("guest_disk" in codes(use, DISK)) == used
+    assert use.unknown == {}
+
+
+@pytest.mark.parametrize(
+    "definition",
+    ["", "<domain>", "no xml", "<!DOCTYPE d [<!ENTITY a 'aaaa'><!ENTITY b '&a;&a;'>]><d><source dev='/dev/sdb'/></d>"],
+)
+def test_a_definition_that_cannot_be_understood_is_unknown(judge, second, definition):
+    second.disk("sdb", DISK, "8:16")
+    second.file("etc/libvirt/qemu/win.xml", definition)
+    assert "unknown_definitions" in judge(second).unknown
+
+
+# screens
+
+
+MEMORY = """\
+00000000-00000fff : Reserved
+c0000000-febfffff : PCI Bus 0000:00
+  d0000000-dfffffff : PCI Bus 0000:01
+    d0000000-dfffffff : 0000:01:00.0
+      d0000000-d07fffff : {}
+  e0000000-e00fffff : 0000:00:17.0
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "used"), [("BOOTFB", True), ("efifb", True), ("simple-framebuffer.0", True), ("nvidia", False)]
+)
+def test_a_screen_that_the_firmware_has_set_up(judge, name, used):
+    machine = machines.bare()
+    machine.pci("0000:01:00.0", "10de:2204", "030000", boot_vga="0")
+    machine.file("proc/iomem", MEMORY.format(name))
+    use = judge(machine)
+    assert codes(use, "0000:01:00.0") == ({"primary_gpu"} if used else set())
+    assert use.unknown == {}
+
+
+@pytest.mark.parametrize(
+    "memory", [None, "", "garbage\n", "c0000000-febfffff : BOOTFB\n", "c0-d0 : 0000:01:00.0\nd1-d2 : efifb\n"]
+)
+def test_a_screen_that_may_be_anywhere(judge, memory):
+    machine = machines.bare()
+    machine.remove("proc/iomem")
+    if memory is not None:
+        machine.file("proc/iomem", memory)
+    assert judge(machine).unknown["unknown_screens"][0] == "display"

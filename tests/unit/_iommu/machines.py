@@ -154,6 +154,7 @@ class Machine:
         self.file("proc/1/comm", "systemd\n")
         self.links["proc/1/fd/0"] = "/dev/null"
         self.file("proc/swaps", "Filename\t\t\t\tType\t\tSize\tUsed\tPriority\n")
+        self.file("proc/iomem", "00000000-00000fff : Reserved\n00100000-7fffffff : System RAM\n")
         self.file("proc/consoles", "tty0                 -WU (EC  p  )    4:1\n")
         self.file(
             "proc/net/route", "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n"
@@ -294,6 +295,7 @@ class Machine:
         self.directories.add(f"{path}/holders")
         self.link(f"sys/class/block/{name}", path)
         self.node("block", number, path)
+        self.file(f"dev/{name}", "free\n")
         if content is not None:
             self.file(f"run/udev/data/b{number}", f"I:1\nE:ID_PATH=x\n{content}")
 

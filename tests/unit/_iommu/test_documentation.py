@@ -59,7 +59,7 @@ def test_all_hazards_and_causes_are_documented():
     ("task", "selected"),
     [
         ("Graphics cards that a guest can have", ["0000:0b:00.0"]),
-        ("NVMe disks that only have data on them in the way", ["144d:a80a/1849:ffff@S5GXNX0T1"]),
+        ("NVMe disks that only have data on them in the way", ["144d:a80a/1849:ffff@0000:00/01.3/00.0"]),
         ("What stands against the network card in slot 3", [["mgmt_nic", "default route on enp5s0"], ["nic_used", "enp5s0 is up, routes go through enp5s0"]]),
         ("Groups that could be bound as a whole, and what to bind", [
             {"group": 21, "bind": ["0000:0b:00.0", "0000:0b:00.1"]},

@@ -6,13 +6,15 @@
 from __future__ import annotations
 
 import json
+import os
 import typing as t
 
 import jmespath
 import pytest
 
 from ansible_collections.phyllome.virt.plugins.module_utils._core.errors import PhyllomeError
-from ansible_collections.phyllome.virt.plugins.module_utils._iommu.facts import PARTS, gather
+from ansible_collections.phyllome.virt.plugins.module_utils._core.sysfs import Tree
+from ansible_collections.phyllome.virt.plugins.module_utils._iommu.facts import PARTS, gather, gather_from
 from ansible_collections.phyllome.virt.plugins.module_utils._iommu.judge import HAZARDS
 from ansible_collections.phyllome.virt.tests.unit._iommu import machines
 
@@ -561,3 +563,96 @@ def test_the_order_of_devices_and_groups_is_stable(facts):
     addresses = [one["address"] for one in found["devices"]]
     assert addresses == sorted(addresses)
     assert [one["id"] for one in found["groups"]] == sorted(one["id"] for one in found["groups"])
+
+
+# identity and bindings
+
+
+@pytest.mark.parametrize("own", [None, "00-11-22-ff-fe-33-44-55"])
+def test_the_key_is_the_same_whatever_drives_the_device(facts, own):
+    machine = machines.desktop()
+    path = machine.path_of("0000:03:00.0")
+    if own:
+        machine.file(f"{path}/serial_number", f"{own}\n")
+    before = device(facts(machine), "0000:03:00.0")["identity"]
+    machine.remove(f"{path}/nvme")
+    bind(machine, "0000:03:00.0", "vfio-pci")
+    after = device(facts(machine), "0000:03:00.0")["identity"]
+    assert before["serial"] == (own or "S5GXNX0T2")
+    assert after["key"] == before["key"] == f"144d:a80a/1849:ffff@{own or '0000:00/01.4/00.0'}"
+
+
+GPUS = ["0000:0a:00.0", "0000:0b:00.0"]
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "expected"),
+    [
+        ("etc/driverctl.d/0000:0b:00.0", "vfio-pci\n", [("0000:0b:00.0", "driverctl")]),
+        ("etc/driverctl.d/0000:0b:00.0", "nouveau\n", []),
+        ("etc/modprobe.d/vfio.conf", "options vfio-pci ids=10de:2204,10DE:1aef disable_vga=1\n",
+         [(address, "modprobe") for address in ("0000:0a:00.0", "0000:0a:00.1", "0000:0b:00.0", "0000:0b:00.1")]),
+        ("usr/lib/modprobe.d/vfio.conf", "#options vfio-pci ids=10de:2204\noptions vfio_pci ids=\n", [(None, "modprobe")]),
+        ("etc/modprobe.d/vfio.conf", "softdep nouveau pre: vfio-pci\n", []),
+        ("etc/udev/rules.d/9-x.rules", 'ACTION=="add", KERNEL=="0000:0b:00.0", \\\n ATTR{driver_override}="vfio-pci"\n', [("0000:0b:00.0", "udev")]),
+        ("etc/udev/rules.d/9-x.rules", 'ATTR{vendor}=="0x10de", ATTR{driver_override}="vfio-pci"\n', [(None, "udev")]),
+        ("etc/udev/rules.d/9-x.rules", '# KERNEL=="0000:0b:00.0", ATTR{driver_override}="vfio-pci"\n', []),
+        ("proc/cmdline", "quiet vfio-pci.ids=10de:2204:1043\n", [(address, "cmdline") for address in GPUS]),
+        ("proc/cmdline", "quiet\n", []),
+    ],
+)  # fmt: skip
+def test_what_will_be_bound_at_the_next_boot(facts, path, content, expected):
+    machine = machines.desktop()
+    machine.file(path, content)
+    found = facts(machine)
+    persistent = found["bindings"]["persistent"]
+    assert [(one["address"], one["source"]) for one in persistent] == expected
+    assert all(one["driver"] == "vfio-pci" for one in persistent)
+    assert "bindings.persistent" not in found["unknown"]
+
+
+def test_the_next_boot_counts_not_this_one(facts):
+    machine = machines.desktop()
+    machine.file("proc/cmdline", "quiet vfio-pci.ids=10de:2204\n")
+    machine.file("boot/grub/grub.cfg", "linux /vmlinuz root=/dev/sda1 quiet\n")
+    assert facts(machine)["bindings"]["persistent"] == []
+
+
+@pytest.mark.parametrize("path", ["etc/modprobe.d", "etc/driverctl.d/0000:0b:00.0", "etc/udev/rules.d/9.rules"])
+def test_bindings_that_cannot_be_read_are_unknown(facts, path):
+    machine = machines.desktop()
+    if path == "etc/modprobe.d":
+        machine.file(path, "no directory")
+        machine.file("unread.json", '{"etc/modprobe.d": "Permission denied"}')
+    else:
+        machine.directories.add(path)
+    found = facts(machine)
+    assert found["bindings"]["persistent"] is None
+    assert "bindings.persistent" in found["unknown"]
+
+
+class Dying(Tree):
+    """A tree out of which something is pulled at some moment."""
+
+    def __init__(self, root: str, doomed: str, when: int) -> None:
+        self.doomed, self.left = doomed, when
+        super().__init__(root, "sysfs_root")
+
+    def _real(self, path: str) -> str | None:
+        self.left -= 1
+        if not self.left:
+            os.rename(f"{self.root}/{self.doomed}", f"{self.root}/gone")
+        return super()._real(path)
+
+
+def test_devices_that_go_away_while_they_are_read(tmp_path):
+    machine = machines.bare(tables=["DMAR"])
+    machine.iommu_on()
+    pulled = 0
+    for when in range(1, 400, 7):
+        tree = Dying(machine.write(tmp_path / str(when)), machine.path_of("0000:00:17.0"), when)
+        found = gather_from(tree)
+        assert json.loads(json.dumps(found)) == found
+        assert not [one for one in found["devices"] if one["address"] == "0000:00:17.0" and not one["hazards"]]
+        pulled += tree.left <= 0
+    assert pulled > 15

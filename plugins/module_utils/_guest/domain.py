@@ -335,7 +335,7 @@ def report(guest: t.Any, addresses: t.Sequence[str]) -> dict[str, t.Any]:
         "managed_save": guest.managed_save,
         "pending": pending(guest.live, config),
         "migratable": migratable.judge(
-            now, persistent=guest.persistent, snapshots=guest.snapshots, checkpoints=guest.checkpoints
+            now, guest.persistent, guest.snapshots, guest.checkpoints, running=guest.live is not None
         ),
     }
 

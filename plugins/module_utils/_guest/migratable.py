@@ -16,58 +16,61 @@ from .._core import xml
 if t.TYPE_CHECKING:
     from .._core.xml import Element
 
+_OUT = "Take it out of the guest for the move."
+_EMULATED = "Give it an emulated TPM at the usual place."
 _QEMU_NS = "http://libvirt.org/schemas/domain/qemu/1.0"
 
 _DEVICES = (
-    # path, code, what, remedy. Source: research/migration.md 1.1, "Pre-checks libvirt does".
-    ("devices/hostdev", "host_device", "it has a device of this host", "Take it out of the guest first."),
-    ("devices/interface[@type='hostdev']", "host_device", "a network card is one of this host", "Take it out first."),
-    ("devices/interface[@type='vdpa']", "host_device", "a network card is one of this host", "Take it out first."),
-    ("devices/filesystem", "shared_directory", "it has a directory of this host", "Take it out of the guest first."),
-    ("devices/shmem", "shared_memory", "it shares memory with other guests", "Take the device out first."),
-    ("devices/memory[@model='nvdimm']", "host_memory", "it has persistent memory of this host", "Take it out first."),
-    ("devices/tpm/backend[@type='passthrough']", "host_tpm", "it has the TPM of this host", "Give it an emulated one."),
-    (
-        "devices/tpm/backend[@type='external']",
-        "host_tpm",
-        "its TPM is run by somebody else",
-        "Give it an emulated one.",
-    ),
-    (
-        "launchSecurity",
-        "encrypted_memory",
-        "its memory is encrypted by this host's processor",
-        "Stop it and move it cold.",
-    ),
+    # path, code, what, remedy, whether only a running guest is kept by it.
+    # Source: research/migration.md 1.1, "Pre-checks libvirt does"; and what vm_migrate does not carry over yet.
+    ("devices/hostdev", "hostdevs", "it has a device of this host", _OUT, False),
+    ("devices/interface[@type='hostdev']", "hostdevs", "a network card is one of this host", _OUT, False),
+    ("devices/interface[@type='vdpa']", "hostdevs", "a network card is one of this host", _OUT, False),
+    ("devices/filesystem", "filesystems", "it has a directory of this host", _OUT, False),
+    ("devices/shmem", "shared_memory", "it shares memory with other guests", _OUT, True),
+    ("devices/memory[@model='nvdimm']", "host_memory", "it has persistent memory of this host", _OUT, False),
+    ("devices/tpm/backend[@type='passthrough']", "tpm_kind", "it has the TPM of this host", _EMULATED, False),
+    ("devices/tpm/backend[@type='external']", "tpm_kind", "its TPM is run by somebody else", _EMULATED, False),
+    ("devices/tpm/backend/source", "tpm_kind", "the state of its TPM is at a place of its own", _EMULATED, False),
+    ("devices/tpm/backend/encryption", "tpm_kind", "the state of its TPM is encrypted", _EMULATED, False),
+    ("launchSecurity", "encrypted_memory", "its memory is encrypted by this host's processor", "Stop it first.", True),
     (
         f"{{{_QEMU_NS}}}commandline/*",
         "qemu_commandline",
         "it has QEMU arguments that libvirt does not know (qemu:commandline)",
         "Say the same in libvirt's own words, or remove them.",
+        False,
     ),
     (
         "cpu/feature[@name='invtsc'][@policy='require']",
         "invtsc",
         "its time stamp counter is promised not to change (invtsc)",
         "Remove the feature, or fix the frequency with <timer name='tsc' frequency=.../>.",
+        True,
     ),
     (
         "cpu[@mode='host-passthrough'][@migratable='off']",
         "cpu",
         "its CPU is declared not migratable",
         "Use host-model.",
+        True,
     ),
 )
 
 
-def judge(domain: Element, persistent: bool, snapshots: int | None, checkpoints: int | None) -> dict[str, t.Any]:
+def judge(
+    domain: Element, persistent: bool, snapshots: int | None, checkpoints: int | None, running: bool = True
+) -> dict[str, t.Any]:
     """What stands against moving this guest, apart from what the destination has.
+
+    ``phyllome_vm`` tells it, ``vm_migrate`` refuses by it.
 
     Args:
         domain: the running guest's element, or that of its definition when it is off.
         persistent: whether it is defined.
         snapshots: how many libvirt knows; None when unknown.
         checkpoints: likewise.
+        running: whether its memory is to be moved too.
 
     Returns:
         ``possible`` and ``reasons`` ({code, what, fix}).
@@ -75,8 +78,8 @@ def judge(domain: Element, persistent: bool, snapshots: int | None, checkpoints:
     fixed = xml.first(domain, "clock/timer[@name='tsc'][@frequency]") is not None
     reasons = [
         _reason(code, what, fix)
-        for path, code, what, fix in _DEVICES
-        if xml.first(domain, path) is not None and not (fixed and code == "invtsc")
+        for path, code, what, fix, live in _DEVICES
+        if (running or not live) and xml.first(domain, path) is not None and not (fixed and code == "invtsc")
     ]
     if not persistent:
         reasons.append(_reason("transient", "it is not defined: libvirt forgets it when it stops", "Define it."))
@@ -84,28 +87,35 @@ def judge(domain: Element, persistent: bool, snapshots: int | None, checkpoints:
         if count is None:
             reasons.append(_reason(f"{name}s", f"whether it has {name}s is not known", "Look with virsh."))
         elif count:
-            reasons.append(
-                _reason(f"{name}s", f"it has {count} {name}(s), which libvirt does not move", "Delete them.")
-            )
+            fix = f"Delete them: virsh {name}-delete."
+            reasons.append(_reason(f"{name}s", f"it has {count} {name}(s), which libvirt does not move", fix))
     for disk in domain.findall("devices/disk"):
         reasons.extend(_disk(disk))
     return {"possible": not reasons, "reasons": reasons}
 
 
 def _disk(disk: Element) -> t.Iterator[dict[str, str]]:
-    target = xml.first(disk, "target")
+    target, source, driver = (xml.first(disk, tag) for tag in ("target", "source", "driver"))
     name = "?" if target is None else target.get("dev", "?")
-    if disk.get("device", "disk") in ("cdrom", "floppy"):
-        return
-    if disk.get("type") != "file":
-        yield _reason("disk_type", f"disk {name} is no file but {disk.get('type')}", "Copy it into a file.")
+    if disk.get("device", "disk") in ("cdrom", "floppy") or xml.first(disk, "readonly") is not None:
+        return  # not copied; the destination has to have its own
     if disk.get("device") == "lun":
-        yield _reason("disk_type", f"disk {name} passes SCSI commands to a device of this host", "Make it a disk.")
+        yield _reason("disk_kind", f"disk {name} passes SCSI commands to a device of this host", "Make it a disk.")
+    elif disk.get("type") != "file":
+        yield _reason("disk_kind", f"disk {name} is no file but {disk.get('type')}", "Copy it into a file.")
+    elif driver is not None and driver.get("type", "raw") not in ("raw", "qcow2"):
+        yield _reason("disk_kind", f"disk {name} has the format {driver.get('type')}", "Convert it: qemu-img convert.")
+    for path in ("encryption", "source/encryption"):
+        if xml.first(disk, path) is not None:
+            fix = "Only unencrypted disks are moved yet."
+            yield _reason("disk_kind", f"disk {name} is encrypted", fix)
     for tag, why in (("shareable", "is shared with other guests"), ("transient", "is thrown away at power-off")):
         if xml.first(disk, tag) is not None:
-            yield _reason(f"disk_{tag}", f"disk {name} {why}", f"Remove <{tag}/>.")
-    if xml.first(disk, "readonly") is not None:
-        yield _reason("disk_readonly", f"disk {name} is read-only, which libvirt does not copy", "Make it a CD-ROM.")
+            yield _reason("disk_kind", f"disk {name} {why}", f"Remove <{tag}/>.")
+    below = xml.first(disk, "backingStore/source"), xml.first(disk, "source/backingStore/source")
+    if source is not None and any(found is not None for found in below):
+        what = f"disk {name} has a backing file, and the copy would become a full one"
+        yield _reason("backing_chain", what, f"virsh blockpull GUEST {name} --wait first.")
 
 
 def _reason(code: str, what: str, fix: str) -> dict[str, str]:

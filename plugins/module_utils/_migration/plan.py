@@ -112,30 +112,8 @@ def blockers(order: Order, view: View, guest: Guest, offer: Offer, mode: str, ou
             "the guest's memory is saved on disk, and only this host's QEMU is sure to read it",
             "Start it, or drop what was saved: virsh managedsave-remove.",
         )
-    if guest.snapshots or guest.checkpoints:
-        block(
-            "snapshots",
-            f"the guest has {guest.snapshots} snapshots and {guest.checkpoints} checkpoints, which libvirt does not move",
-            "Delete them: virsh snapshot-delete, virsh checkpoint-delete.",
-        )
-    if guest.hostdevs:
-        block("hostdevs", f"the guest has {guest.hostdevs} devices of {here}", "Take them away for the move.")
-    if guest.filesystems:
-        block("filesystems", f"the guest has {guest.filesystems} directories of {here}", "Take them away for the move.")
-    for odd in guest.odd_disks:
-        block("disk_kind", f"disk {odd}", "Only unencrypted, unshared qcow2 and raw files are moved yet.")
-    for target in guest.chained:
-        block(
-            "backing_chain",
-            f"disk {target} has a backing file, and the copy would become a full one",
-            f"virsh blockpull {guest.name} {target} --wait first.",
-        )
-    if guest.odd_tpm:
-        block(
-            "tpm_kind",
-            f"the guest's TPM cannot be moved: {guest.odd_tpm}",
-            "Only an unencrypted emulated TPM at its default place is moved yet.",
-        )
+    for code, what, fix in guest.obstacles:
+        block(code, what, fix)
     for disk in guest.disks:
         if disk.path in offer.present and disk.path not in ours:
             block(

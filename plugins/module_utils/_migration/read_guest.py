@@ -16,6 +16,7 @@ import re
 import typing as t
 
 from .._core import virt, xml
+from .._guest import migratable
 from .read import NVRAM, SWTPM, Pair, Side
 
 
@@ -40,7 +41,11 @@ class Disk:
 
 @dataclasses.dataclass(frozen=True)
 class Guest:
-    """What a guest is made of, as far as a move depends on it. Empty means that there is none."""
+    """What a guest is made of, as far as a move depends on it. Empty means that there is none.
+
+    Attributes:
+        obstacles: code, what and fix of all that keeps it from moving anywhere (``_guest.migratable``).
+    """
 
     name: str
     uuid: str
@@ -51,8 +56,6 @@ class Guest:
     machine: str
     cpu: str | None
     disks: tuple[Disk, ...] = ()
-    chained: tuple[str, ...] = ()
-    odd_disks: tuple[str, ...] = ()
     media: tuple[str, ...] = ()
     networks: tuple[str, ...] = ()
     bridges: tuple[str, ...] = ()
@@ -61,11 +64,7 @@ class Guest:
     nvram_template: str | None = None
     nvram_format: str = "raw"
     tpm: str | None = None
-    odd_tpm: str | None = None
-    hostdevs: int = 0
-    filesystems: int = 0
-    snapshots: int = 0
-    checkpoints: int = 0
+    obstacles: tuple[tuple[str, str, str], ...] = ()
     block_jobs: tuple[str, ...] = ()
     managed_save: bool = False
 
@@ -89,7 +88,8 @@ def _guest(domain: t.Any, sizes: bool) -> Guest:
     lib = virt.libvirt
     active = bool(domain.isActive())
     flags = lib.VIR_DOMAIN_XML_MIGRATABLE if active else lib.VIR_DOMAIN_XML_INACTIVE
-    parsed = parse_guest(xml.parse(domain.XMLDesc(flags)))
+    root = xml.parse(domain.XMLDesc(flags))
+    parsed = parse_guest(root)
     if not sizes:
         return parsed
     disks = []
@@ -100,18 +100,21 @@ def _guest(domain: t.Any, sizes: bool) -> Guest:
     return dataclasses.replace(
         parsed,
         disks=tuple(disks),
-        snapshots=domain.snapshotNum(),
-        checkpoints=len(domain.listAllCheckpoints()),
+        obstacles=obstacles(root, domain.snapshotNum(), len(domain.listAllCheckpoints()), active),
         block_jobs=tuple(disk.target for disk in disks if active and domain.blockJobInfo(disk.target)),
         managed_save=bool(domain.hasManagedSaveImage()),
     )
 
 
+def obstacles(root: xml.Element, snapshots: int, checkpoints: int, active: bool) -> tuple[tuple[str, str, str], ...]:
+    """What keeps a guest from moving anywhere; that it may be transient is told by its state. Pure."""
+    judged = migratable.judge(root, True, snapshots, checkpoints, running=active)
+    return tuple((reason["code"], reason["what"], reason["fix"]) for reason in judged["reasons"])
+
+
 def parse_guest(root: xml.Element) -> Guest:
     """What a domain's XML says of a guest. Pure; sizes of disks are 0."""
     disks: list[Disk] = []
-    odd: list[str] = []
-    chained: list[str] = []
     media: list[str] = []
     for element in root.findall("devices/disk"):
         named = element.find("target")
@@ -126,21 +129,8 @@ def parse_guest(root: xml.Element) -> Guest:
             continue
         driver = element.find("driver")
         form = "raw" if driver is None else driver.get("type", "raw")
-        if path is None:
-            odd.append(f"{target} is of type {element.get('type')}")
-        elif form not in ("raw", "qcow2"):
-            odd.append(f"{target} has the format {form}")
-        elif element.find("source/encryption") is not None or element.find("encryption") is not None:
-            odd.append(f"{target} is encrypted")
-        elif element.find("shareable") is not None:
-            odd.append(f"{target} is shared with other guests")
-        else:
+        if path is not None:
             disks.append(Disk(target, path, form, 0, 0))
-            if (
-                element.find("backingStore/source") is not None
-                or element.find("source/backingStore/source") is not None
-            ):
-                chained.append(target)
     loader, nvram, tpm = root.find("os/loader"), root.find("os/nvram"), root.find("devices/tpm/backend")
     machine = root.find("os/type")
     cpu = root.find("cpu")
@@ -153,15 +143,9 @@ def parse_guest(root: xml.Element) -> Guest:
     os_element = root.find("os")
     if nvram is None and os_element is not None and os_element.get("firmware") == "efi":
         nvram_path = os.path.join(NVRAM, f"{root.findtext('name', '')}_VARS.fd")
-    tpm_path = odd_tpm = None
-    if tpm is not None:
-        if tpm.get("type") != "emulator":
-            odd_tpm = f"it is of type {tpm.get('type')}"
-        elif tpm.find("source") is not None or tpm.find("encryption") is not None:
-            odd_tpm = "its state is at a place of its own or encrypted"
-        else:
-            folder = "tpm1.2" if tpm.get("version") == "1.2" else "tpm2"
-            tpm_path = os.path.join(SWTPM, uuid, folder)
+    tpm_path = None
+    if tpm is not None and tpm.get("type") == "emulator" and tpm.find("source") is None:
+        tpm_path = os.path.join(SWTPM, uuid, "tpm1.2" if tpm.get("version") == "1.2" else "tpm2")
     interfaces = root.findall("devices/interface")
     sources = [(one.get("type"), one.find("source")) for one in interfaces]
     return Guest(
@@ -174,8 +158,6 @@ def parse_guest(root: xml.Element) -> Guest:
         machine="" if machine is None else machine.get("machine", ""),
         cpu=None if cpu is None or cpu.get("mode", "custom") != "custom" else xml.dump(cpu),
         disks=tuple(disks),
-        chained=tuple(chained),
-        odd_disks=tuple(odd),
         media=tuple(media),
         networks=tuple(one.get("network", "") for kind, one in sources if kind == "network" and one is not None),
         bridges=tuple(one.get("bridge", "") for kind, one in sources if kind == "bridge" and one is not None),
@@ -184,9 +166,6 @@ def parse_guest(root: xml.Element) -> Guest:
         nvram_template=None if nvram is None else nvram.get("template"),
         nvram_format="raw" if nvram is None else nvram.get("format", "raw"),
         tpm=tpm_path,
-        odd_tpm=odd_tpm,
-        hostdevs=len(root.findall("devices/hostdev")) + sum(kind in ("hostdev", "vdpa") for kind, dummy in sources),
-        filesystems=len(root.findall("devices/filesystem")),
     )
 
 

@@ -141,16 +141,20 @@ def _in_disk(tag):
 @pytest.mark.parametrize(
     ("change", "code"),
     [
-        (_device("<hostdev mode='subsystem' type='pci'/>"), "host_device"),
-        (_device("<interface type='hostdev'/>"), "host_device"),
-        (_device("<filesystem type='mount'/>"), "shared_directory"),
+        (_device("<hostdev mode='subsystem' type='pci'/>"), "hostdevs"),
+        (_device("<interface type='hostdev'/>"), "hostdevs"),
+        (_device("<filesystem type='mount'/>"), "filesystems"),
         (_device("<shmem name='x'/>"), "shared_memory"),
         (_device("<memory model='nvdimm'/>"), "host_memory"),
-        (_device("<tpm model='tpm-crb'><backend type='passthrough'/></tpm>"), "host_tpm"),
-        (_device("<disk type='block' device='disk'><target dev='vdz'/></disk>"), "disk_type"),
-        (_in_disk("shareable"), "disk_shareable"),
-        (_in_disk("readonly"), "disk_readonly"),
-        (_in_disk("transient"), "disk_transient"),
+        (_device("<tpm model='tpm-crb'><backend type='passthrough'/></tpm>"), "tpm_kind"),
+        (_device("<disk type='block' device='disk'><target dev='vdz'/></disk>"), "disk_kind"),
+        (_in_disk("shareable"), "disk_kind"),
+        (_in_disk("transient"), "disk_kind"),
+        (_in_disk("encryption"), "disk_kind"),
+        (lambda root: root.find("devices/disk/driver").set("type", "vmdk"), "disk_kind"),
+        (lambda root: xml.ensure(root, "devices/disk/backingStore/source"), "backing_chain"),
+        (_device("<tpm model='tpm-crb'><backend type='emulator'><encryption/></backend></tpm>"), "tpm_kind"),
+        (_device("<tpm model='tpm-crb'><backend type='emulator'><source/></backend></tpm>"), "tpm_kind"),
         (lambda root: root.append(xml.element("launchSecurity", None, type_="sev")), "encrypted_memory"),
         (lambda root: root.find("cpu").append(xml.element("feature", None, policy="require", name="invtsc")), "invtsc"),
         (
@@ -163,6 +167,15 @@ def _in_disk(tag):
 )
 def test_each_obstacle_to_a_move_has_its_reason(lab, change, code):
     assert judged(lab, change=change) == [code]
+
+
+def test_what_only_memory_depends_on_does_not_keep_a_guest_that_is_off(lab):
+    change = _device("<shmem name='x'/>")
+    assert (judged(lab, change=change), judged(lab, change=change, running=False)) == (["shared_memory"], [])
+
+
+def test_a_disk_that_is_only_read_is_not_copied_and_does_not_keep_it(lab):
+    assert judged(lab, change=_in_disk("readonly")) == []
 
 
 def test_invtsc_with_a_fixed_frequency_moves(lab):

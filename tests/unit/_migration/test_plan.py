@@ -57,6 +57,7 @@ GUEST = Guest(
     nvram="/var/lib/libvirt/qemu/nvram/web_VARS.fd",
     tpm=f"/var/lib/libvirt/swtpm/{UUID}/tpm2",
 )
+HOSTDEV = ("hostdevs", "it has a device of this host", "Take it out of the guest for the move.")
 OFFER = Offer(
     same_host=False,
     memory=1024 * MIB,
@@ -98,13 +99,7 @@ def test_nothing_stands_against_a_move_that_fits():
         ("job_active", {"view": {"job": "other"}}),
         ("job_active", {"guest": {"block_jobs": ("vda",)}}),
         ("managed_save", {"guest": {"managed_save": True}}),
-        ("snapshots", {"guest": {"snapshots": 1}}),
-        ("snapshots", {"guest": {"checkpoints": 1}}),
-        ("hostdevs", {"guest": {"hostdevs": 1}}),
-        ("filesystems", {"guest": {"filesystems": 1}}),
-        ("disk_kind", {"guest": {"odd_disks": ("vdb is of type block",)}}),
-        ("backing_chain", {"guest": {"chained": ("vda",)}}),
-        ("tpm_kind", {"guest": {"odd_tpm": "it is of type passthrough"}}),
+        ("hostdevs", {"guest": {"obstacles": (HOSTDEV,)}}),
         ("disk_exists", {"offer": {"present": (PATH,)}}),
         ("pool_missing", {"offer": {"pools": {"/var/lib/libvirt/images": None}}}),
         ("space", {"offer": {"pools": {"/var/lib/libvirt/images": Pool("images", 110 * MIB)}}}),
@@ -130,7 +125,7 @@ def test_all_blockers_at_once():
     codes = [
         one.code
         for one in found(
-            guest={"snapshots": 2, "hostdevs": 1},
+            guest={"obstacles": (("snapshots", "it has 2 snapshots", "Delete them."), HOSTDEV)},
             offer={"networks": {"default": None}, "certificates": None, "present": (PATH,)},
         )
     ]

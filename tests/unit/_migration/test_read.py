@@ -52,7 +52,7 @@ def test_a_plain_guest():
     assert found.media == ("/isos/a.iso", "/images/tools.img")
     assert (found.networks, found.bridges) == (("default",), ("br0",))
     assert (found.memory, found.machine, found.cpu) == (256 * 1024**2, "pc-q35-7.2", None)
-    assert (found.nvram, found.tpm, found.odd_disks, found.hostdevs) == (None, None, (), 0)
+    assert (found.nvram, found.tpm) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -74,55 +74,27 @@ def test_firmware_details():
 
 
 @pytest.mark.parametrize(
-    ("backend", "tpm", "odd"),
+    ("backend", "tpm"),
     [
-        ("<backend type='emulator' version='2.0'/>", f"/var/lib/libvirt/swtpm/{UUID}/tpm2", None),
-        ("<backend type='emulator' version='1.2'/>", f"/var/lib/libvirt/swtpm/{UUID}/tpm1.2", None),
-        ("<backend type='passthrough'/>", None, "type passthrough"),
-        ("<backend type='emulator'><encryption secret='x'/></backend>", None, "encrypted"),
-        ("<backend type='emulator'><source type='dir' path='/x'/></backend>", None, "place of its own"),
+        ("<backend type='emulator' version='2.0'/>", f"/var/lib/libvirt/swtpm/{UUID}/tpm2"),
+        ("<backend type='emulator' version='1.2'/>", f"/var/lib/libvirt/swtpm/{UUID}/tpm1.2"),
+        ("<backend type='passthrough'/>", None),
+        ("<backend type='emulator'><source type='dir' path='/x'/></backend>", None),
     ],
 )
-def test_tpm(backend, tpm, odd):
-    found = guest(devices=f"<tpm model='tpm-crb'>{backend}</tpm>")
-    assert found.tpm == tpm
-    assert (found.odd_tpm is None) if odd is None else (odd in found.odd_tpm)
+def test_tpm(backend, tpm):
+    assert guest(devices=f"<tpm model='tpm-crb'>{backend}</tpm>").tpm == tpm
 
 
-@pytest.mark.parametrize(
-    ("disk", "said"),
-    [
-        ("<disk type='block' device='disk'><source dev='/dev/sda'/><target dev='vdc'/></disk>", "vdc is of type block"),
-        (
-            "<disk type='file' device='disk'><driver type='vmdk'/><source file='/a'/><target dev='vdc'/></disk>",
-            "vdc has the format vmdk",
-        ),
-        (
-            "<disk type='file' device='disk'><source file='/a'><encryption format='luks'/></source><target dev='vdc'/></disk>",
-            "vdc is encrypted",
-        ),
-        (
-            "<disk type='file' device='disk'><source file='/a'/><target dev='vdc'/><shareable/></disk>",
-            "vdc is shared with other guests",
-        ),
-    ],
-)
-def test_disks_that_are_not_moved_yet(disk, said):
-    assert guest(devices=disk).odd_disks == (said,)
-
-
-def test_backing_chain():
-    disk = (
-        "<disk type='file' device='disk'><driver type='qcow2'/><source file='/a'/><target dev='vdc'/>"
-        "<backingStore type='file'><source file='/base'/></backingStore></disk>"
-    )
-    assert guest(devices=disk).chained == ("vdc",)
-    assert guest(devices=disk.replace("<source file='/base'/>", "")).chained == ()
-
-
-def test_devices_of_the_host():
-    found = guest(devices="<hostdev mode='subsystem' type='usb'/><interface type='hostdev'/><filesystem type='mount'/>")
-    assert (found.hostdevs, found.filesystems) == (2, 1)
+def test_what_phyllome_vm_calls_not_migratable_is_refused():
+    devices = "<devices><hostdev mode='subsystem' type='usb'/><shmem name='x'/></devices>"
+    root = xml.parse(f"<domain>{devices}</domain>")
+    assert [code for code, *dummy in read_guest.obstacles(root, 1, 0, True)] == [
+        "hostdevs",
+        "shared_memory",
+        "snapshots",
+    ]
+    assert [code for code, *dummy in read_guest.obstacles(root, 0, 1, False)] == ["hostdevs", "checkpoints"]
 
 
 @pytest.mark.parametrize(

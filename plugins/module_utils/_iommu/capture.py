@@ -200,12 +200,18 @@ def capture(root: str) -> tuple[Capture, Facts]:
         PhyllomeError: root is no such directory.
     """
     tree = Recorder(root, "sysfs_root")
-    facts = gather_from(tree)
+    known: list[catalogue.Catalogue] = []
+
+    def look_up(*of: t.Any) -> catalogue.Catalogue:
+        known.append(catalogue.read_catalogue(*of))
+        return known[-1]
+
+    facts = gather_from(tree, look_up=look_up)
     host = (tree.text("proc/sys/kernel/hostname") or "").strip()
     tree.files.pop("proc/sys/kernel/hostname", None)
     tree.seen.discard("proc/sys/kernel/hostname")
     for prune in (True, False):
-        taken = _taken(tree, facts, prune)
+        taken = _taken(tree, facts, known[0], prune)
         masks = Masks(taken, host)
         taken, wanted = masks.of_capture(taken), masks.of_facts(facts)
         with tempfile.TemporaryDirectory() as place:
@@ -257,9 +263,9 @@ def _replace(dest: str, data: bytes) -> None:
 # what is kept
 
 
-def _taken(tree: Recorder, facts: Facts, prune: bool) -> Capture:
+def _taken(tree: Recorder, facts: Facts, drivers: catalogue.Catalogue, prune: bool) -> Capture:
     files = {path: _reduced(path, content) for path, content in tree.files.items()}
-    _ask_catalogue(tree, files, facts)
+    _ask_catalogue(drivers, files, facts)
     links = {path: target for path, target in tree.links.items() if not _is_dull(path, target)}
     entries = {
         f"{folder}/{name}"
@@ -470,10 +476,9 @@ _REDUCE: tuple[tuple[re.Pattern[str], t.Callable[[bytes], bytes]], ...] = (
 )
 
 
-def _ask_catalogue(tree: Recorder, files: dict[str, bytes], facts: Facts) -> None:
+def _ask_catalogue(known: catalogue.Catalogue, files: dict[str, bytes], facts: Facts) -> None:
     """Of the lists of drivers and names only what is about the devices that are here."""
     ids = {(device["vendor"], device["device"]) for device in facts["devices"]}
-    found = catalogue.read_catalogue(tree, facts["host"]["kernel"], {vendor for vendor, dummy in ids if vendor})
     wanted = {
         line.partition(":")[2]
         for path, content in files.items()
@@ -481,7 +486,7 @@ def _ask_catalogue(tree: Recorder, files: dict[str, bytes], facts: Facts) -> Non
         for line in content.decode("utf-8", "replace").splitlines()
         if line.startswith("MODALIAS=pci:")
     }
-    aliases, names = catalogue.extract(found, wanted, ids)
+    aliases, names = catalogue.extract(known, wanted, ids)
     for path in files:
         if path.endswith("/modules.alias"):
             files[path] = aliases.encode()

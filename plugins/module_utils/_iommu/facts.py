@@ -17,7 +17,7 @@ from .._boot.read import read_boot
 from .._core.sysfs import Tree
 from .._host.judge import judge_use
 from .._host.read import read_identity, read_nodes, read_use
-from .catalogue import read_catalogue
+from .catalogue import Catalogue, read_catalogue
 from .diagnose import judge_host, judge_iommu, judge_vfio
 from .judge import is_vfio, judge_hardware
 from .read import Hardware, Iommu, read_hardware, read_iommu
@@ -41,8 +41,13 @@ def gather(root: str, parts: t.Iterable[str] = ("all",), protect: t.Sequence[str
     return gather_from(Tree(root, "sysfs_root"), parts, protect)
 
 
-def gather_from(tree: Tree, parts: t.Iterable[str] = ("all",), protect: t.Sequence[str] = ()) -> dict[str, t.Any]:
-    """The same of a tree that somebody has opened already."""
+def gather_from(
+    tree: Tree,
+    parts: t.Iterable[str] = ("all",),
+    protect: t.Sequence[str] = (),
+    look_up: t.Callable[..., Catalogue] = read_catalogue,
+) -> dict[str, t.Any]:
+    """The same of a tree that somebody has opened already; ``look_up`` reads the catalogue."""
     wanted = PARTS if "all" in parts else tuple(part for part in PARTS if part in parts)
     identity = read_identity(tree)
     iommu = read_iommu(tree, identity.kernel)
@@ -58,9 +63,7 @@ def gather_from(tree: Tree, parts: t.Iterable[str] = ("all",), protect: t.Sequen
         hardware = read_hardware(tree)
         addresses = {device.address for device in hardware.devices}
         use = judge_use(read_use(tree), addresses, read_nodes(tree, protect))
-        catalogue = read_catalogue(
-            tree, identity.kernel, {device.vendor for device in hardware.devices if device.vendor}
-        )
+        catalogue = look_up(tree, identity.kernel, {device.vendor for device in hardware.devices if device.vendor})
         found["groups"], found["devices"] = judge_hardware(identity, iommu, state, hardware, use, catalogue)
         incomplete = hardware.incomplete
         found["bindings"] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import pathlib
 import subprocess
@@ -59,7 +60,7 @@ def test_facts_of_many_devices(tmp_path: pathlib.Path, say: Say) -> None:
     seconds = {}
     for size in SIZES:
         root = tree(tmp_path / str(size), size)
-        seconds[size] = best(lambda root=root: gather(root))
+        seconds[size] = best(functools.partial(gather, root))
         say(f"facts of {size} devices: {seconds[size] * 1000:.0f} ms, {peak(root):.1f} MiB at most")
     growth = math.log(seconds[SIZES[-1]] / seconds[SIZES[1]]) / math.log(SIZES[-1] / SIZES[1])
     say(f"growth exponent from {SIZES[1]} to {SIZES[-1]} devices: {growth:.2f}")

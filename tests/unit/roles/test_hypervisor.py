@@ -19,7 +19,19 @@ TABLES = yaml.safe_load((ROLE / "vars" / "main.yml").read_text(encoding="utf-8")
 DEFAULTS = yaml.safe_load((ROLE / "defaults" / "main.yml").read_text(encoding="utf-8"))
 SPEC = yaml.safe_load((ROLE / "meta" / "argument_specs.yml").read_text(encoding="utf-8"))["argument_specs"]["main"]
 DISTRIBUTIONS = TABLES["__hypervisor_distributions"]
-PIECES = ["libvirt", "client", "qemu", "tpm", "uefi", "virtiofs", "dhcp", "cd_images", "python", "certificates", "firewall"]
+PIECES = [
+    "libvirt",
+    "client",
+    "qemu",
+    "tpm",
+    "uefi",
+    "virtiofs",
+    "dhcp",
+    "cd_images",
+    "python",
+    "certificates",
+    "firewall",
+]
 # Pieces that are part of another package there.
 INCLUDED = {("Debian12", "virtiofs"), ("Ubuntu22.04", "virtiofs"), ("Archlinux", "client")}
 # Packages that no longer exist, or never did in that family.

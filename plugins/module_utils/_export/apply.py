@@ -150,13 +150,13 @@ class _Export:
 
     def _note(self, file: str, role: str, **more: t.Any) -> None:
         path = f"{self._partial}/{file}"
+        identity.flush(path)
         self._pieces.append(Piece(file, role, identity.digest(path), os.path.getsize(path), **more))
 
     def _finish(self, change: Change) -> None:
         guest, source = self._source.guest, self._source
         told = Manifest(guest.name, guest.uuid, source.now, source.mark, tuple(self._pieces))
         identity.write(f"{self._partial}/{folder.MANIFEST}", json.dumps(told.as_dict(), indent=1, sort_keys=True))
-        os.sync()
         identity.remove_tree(self._old)
         if os.path.lexists(self._wanted.path):
             os.rename(self._wanted.path, self._old)

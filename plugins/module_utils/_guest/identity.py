@@ -261,7 +261,7 @@ def copy(source: str, path: str) -> None:
         remedy=remedy,
     )
     with doing(f"Cannot write {path}"):
-        _flush(partial)
+        flush(partial)
         os.replace(partial, path)
         flush_folder(os.path.dirname(path))
 
@@ -354,7 +354,8 @@ def doing(what: str) -> t.Iterator[None]:
         raise PhyllomeError(what, str(exc), "Repair what is named and run again.") from exc
 
 
-def _flush(path: str) -> None:
+def flush(path: str) -> None:
+    """A file's content survives a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

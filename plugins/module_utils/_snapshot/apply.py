@@ -106,10 +106,12 @@ class _Apply:
                     _STEPS[change.action](self, change)
                 if change.action == "resume":
                     resting = False
-        except BaseException:
+        except BaseException as exc:
             if resting:
-                with contextlib.suppress(virt.libvirt.libvirtError):
+                try:
                     self._resume(None)
+                except PhyllomeError as worse:
+                    raise PhyllomeError(worse.what, f"{worse.why}; before that: {exc}", worse.remedy) from exc
             raise
 
     # A guest that rests

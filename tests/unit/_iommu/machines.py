@@ -696,6 +696,11 @@ def arm() -> Machine:
     return m
 
 
+def emulated() -> Machine:
+    """The stored machine that was captured from a running one."""
+    return Machine.from_text((pathlib.Path(__file__).parents[1] / "captures" / "emulated-q35" / "tree.txt").read_text())
+
+
 CAPTURES = {
     "acs-override": overridden,
     "amd-desktop-two-gpus": desktop,

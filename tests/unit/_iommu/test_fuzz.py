@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from ansible_collections.phyllome.virt.plugins.module_utils._iommu.facts import gather
 from ansible_collections.phyllome.virt.tests.unit._iommu import machines
 
-MACHINES = ("desktop", "laptop", "server", "sriov")
+MACHINES = ("desktop", "laptop", "server", "sriov", "multipath", "usb_boot", "one_group", "arm", "emulated")
 # Hazards with more than one witness, or whose only witness is missed when it is not there. Not among
 # them: those where a missing witness is a different and possible machine, such as one where a process
 # has ended, or a keyboard was unplugged.
@@ -94,7 +94,7 @@ def content(before: bytes) -> st.SearchStrategy[bytes]:
     )
 
 
-RELAXED = settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+RELAXED = settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 
 
 @RELAXED

@@ -24,7 +24,7 @@ if [ -d /sys/class/net/eth0 ]; then
     ip link set lo up
     ip link set eth0 up
     udhcpc -i eth0 -s /udhcpc.sh -q -n > /dev/null
-    nc -lk -p 22 -e /bin/true &
+    httpd -p 22
 fi
 for port in /sys/class/virtio-ports/*; do
     if [ "$(cat "$port/name")" = org.qemu.guest_agent.0 ]; then

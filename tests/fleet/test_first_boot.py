@@ -95,9 +95,7 @@ def counts(site: Site) -> bool:
 
 def test_a_guest_is_seeded_and_waited_for(site: Site, alpha: Host) -> None:
     seed = {"user_data": {"password": PASSWORD, "users": [{"name": "root"}]}, "keep_seed": "until_done"}
-    guest = small(
-        "seeded", profile="linux", firmware={"type": "bios"}, networks=[{"id": "lan", "network": "default"}]
-    )
+    guest = small("seeded", profile="linux", firmware={"type": "bios"}, networks=[{"id": "lan", "network": "default"}])
     ran(site, {**guest, "state": "present", "cloud_init": seed})
     # No image of a cloud is small enough to be emulated: this guest starts a kernel of the host.
     definition = site.virsh("alpha", "dumpxml", "--inactive", "seeded")

@@ -70,7 +70,8 @@ def removal(wanted: Wanted, there: Guest | None, world: World) -> Decision:
             before = POWER_RESULT[step]
     for volume in ours.volumes if ours is not None else ():
         if volume.id in RESERVED:
-            changes.append(Change("volume.remove", volume.id, volume.path, None, args={"file": volume.path}))
+            args = {"id": volume.id, "file": volume.path}
+            changes.append(Change("volume.remove", f"cdroms.{volume.id}.path", volume.path, None, args=args))
         elif wanted.delete_disks:
             problems.extend(_in_use(volume, there, world))
             changes.append(

@@ -31,7 +31,12 @@ for port in /sys/class/virtio-ports/*; do
         qemu-ga -m virtio-serial -p "/dev/${port##*/}" -t /run &
     fi
 done
-if mount -t iso9660 -o ro /dev/sr0 /seed; then
+tries=0
+until mount -t iso9660 -o ro /dev/sr0 /seed 2> /dev/null || [ $tries -eq 20 ]; do
+    tries=$((tries + 1))
+    sleep 1
+done
+if [ -f /seed/meta-data ]; then
     echo "seed: $(tr -d ' \n' < /seed/meta-data)"
     echo "seed: $(tr '\n' ' ' < /seed/user-data)"
     umount /seed

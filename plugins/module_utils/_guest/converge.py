@@ -167,6 +167,8 @@ class _Run:
                     ready = waiting.until_ready(self._look.connection, self._found, wanted)
                     self._decide()
                     self._converge()
+            if self._begun and any(change.path == "install" for change in self._decision.plan):
+                self._converge()  # an installer that was not to be waited for has ended all the same
             if self._begun:
                 _stuck(self._wanted, self._done, self._decision)
         return self._told(ready)

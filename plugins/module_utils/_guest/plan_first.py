@@ -76,16 +76,16 @@ def _install(draft: Draft, wanted: Install) -> None:
             found = domain.device(CDROMS, draft.root, medium)
             if found is not None:
                 found.getparent().remove(found)  # type: ignore[union-attr]
-        kept = draft.marker.volume(INSTALL_FILES)
         draft.marker = dataclasses.replace(
             draft.marker,
             install=DONE,
             devices=tuple(name for name in draft.marker.devices if name not in (INSTALL_ISO, INSTALL_FILES)),
         )
-        if kept is not None:
-            draft.note("medium.remove", "install.medium", kept.path, None, file=kept.path, id=INSTALL_FILES)
     elif mark == BEGUN:
         _again(draft, wanted)
+    kept = draft.marker.volume(INSTALL_FILES)
+    if draft.marker.install == DONE and kept is not None:
+        draft.note("medium.remove", "install.medium", kept.path, None, file=kept.path, id=INSTALL_FILES)
 
 
 def finished(there: Guest, world: World) -> bool:

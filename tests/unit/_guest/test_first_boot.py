@@ -12,6 +12,7 @@ import pathlib
 import socket
 import threading
 import types
+import typing
 
 import pytest
 
@@ -303,6 +304,7 @@ def test_a_system_is_installed_and_the_guest_then_has_nothing_of_it(host, tree):
 
 def test_an_installer_from_an_iso_image_comes_after_the_disks(host, tree):
     host.installs = False
+    host.files["/iso"] = 512
     host.converge(disks=[ROOT], install={"iso": "/iso", "kickstart": "x", "timeout": 0})
     orders = {
         found.get("device"): found.find("boot").get("order")
@@ -326,13 +328,24 @@ def test_a_tree_is_put_on_a_cd_and_its_kernel_told_where(host, tree):
 
 def test_without_waiting_a_later_run_finds_it_installed(host, tree):
     wanted = {"disks": [ROOT], "install": {**KERNEL, "timeout": 0}}
+    host.installs = False
     made = host.converge(**wanted)
     assert ("install", None, "begun") in paths(made)
     assert host.guest().starts == 1
+    host.guest().live, host.guest().reason, host.written = None, 1, True
     made = host.converge(**wanted)
     assert paths(made)[0] == ("install", "begun", "done")
     assert (host.guest().starts, made["guest"]["state"]) == (2, "running")
     assert host.converge(**wanted)["changed"] is False
+
+
+def test_an_installer_that_has_ended_at_once_is_not_left_for_later(host, tree):
+    made = host.converge(disks=[ROOT], install={**KERNEL, "timeout": 0})
+    assert [change for change in paths(made) if change[0] == "install"] == [
+        ("install", None, "begun"),
+        ("install", "begun", "done"),
+    ]
+    assert made["guest"]["state"] == "running"
 
 
 def test_while_it_installs_a_run_that_does_not_wait_changes_nothing(host, tree):
@@ -509,7 +522,7 @@ def test_who_is_not_ready_says_how_far_it_came(watched, found, rung, said):
 
 
 def test_cloud_init_is_asked_for_its_result(monkeypatch):
-    answers = []
+    answers: list[typing.Any] = []
 
     def agent(found, command, **arguments):
         if command != "guest-file-open":

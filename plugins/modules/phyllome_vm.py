@@ -372,7 +372,7 @@ options:
         type: int
       vlan:
         description:
-          - VLAN tag. V(0) is none. It needs Open vSwitch, O(networks[].direct), or a libvirt that tags on Linux bridges.
+          - VLAN tag. V(0) is none. It needs Open vSwitch, or an SR-IOV function in O(networks[].mode=passthrough); else libvirt does not start the guest.
         type: int
       mtu:
         description:

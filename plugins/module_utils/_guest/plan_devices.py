@@ -29,6 +29,7 @@ from .tables import (
     device_id,
     free_name,
     host_device,
+    unfit,
 )
 
 if t.TYPE_CHECKING:
@@ -60,6 +61,9 @@ def devices(draft: Draft, kind: DeviceKind) -> None:
             _add(draft, kind, device, boots.get(device.id))
         else:
             _edit(draft, kind, device, found)
+        found = domain.device(kind, draft.root, device.id)
+        for option, why in () if found is None else unfit(kind, found, device.values):
+            draft.problem(f"{device.path}.{option}: {device.values[option]}", why, f"Leave {option} out.")
     if draft.wanted.prune:
         _prune(draft, kind, {*RESERVED, *(device.id for device in declared)})
 

@@ -433,3 +433,21 @@ INPUTS = DeviceKind(
     told=("path", "type"),
 )
 KINDS = (DISKS, CDROMS, NETWORKS, HOSTDEVS, FILESYSTEMS, INPUTS)
+
+NOT_FOR = {
+    "user": ("mtu", "filter", "vlan", "queues", "bandwidth"),
+    "direct": ("mtu", "filter"),
+}
+"""What libvirt 9.0 refuses, drops or does nothing about for a card of this type; each was tried."""
+
+
+def unfit(kind: DeviceKind, found: Element, declared: t.Mapping[str, t.Any]) -> t.Iterator[tuple[str, str]]:
+    """Declared options that would mean nothing for the device, each with the reason."""
+    if kind is not NETWORKS:
+        return
+    for option, value in declared.items():
+        if value and option.partition(".")[0] in NOT_FOR.get(found.get("type", ""), ()):
+            yield option, f"a card of type {found.get('type')} has no such thing"
+    model = kind.row("model").read(found)
+    if declared.get("queues", 1) > 1 and model != "virtio":
+        yield "queues", f"only virtio cards have queues, and this is {model}"

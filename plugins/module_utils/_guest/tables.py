@@ -24,6 +24,7 @@ from .table_devices import (
     device_id,
     free_name,
     host_device,
+    unfit,
 )
 from .table_guest import DOMAIN, settle
 
@@ -44,4 +45,5 @@ __all__ = [
     "free_name",
     "host_device",
     "settle",
+    "unfit",
 ]

@@ -676,6 +676,17 @@ def test_bad_options_are_refused_one_by_one(options, text):
         ({"graphics": {"type": "spice", "gl": "local"}}, "graphics.gl: local"),
         ({"graphics": {"password": "more than eight"}}, "graphics.password: it is too long"),
         ({"channels": ["spice"]}, "channels: spice with graphics.type: vnc"),
+        ({"networks": [{"id": "n", "user": True, "mtu": 1400}]}, "networks.n.mtu: 1400: a card of type user"),
+        ({"networks": [{"id": "n", "user": True, "filter": "clean"}]}, "networks.n.filter: clean: a card of type user"),
+        (
+            {"networks": [{"id": "n", "user": True, "bandwidth": {"inbound": {"average": 1}}}]},
+            "networks.n.bandwidth.inbound.average: 1: a card of type user",
+        ),
+        ({"networks": [{"id": "n", "direct": "eth0", "filter": "clean"}]}, "filter: clean: a card of type direct"),
+        (
+            {"networks": [{"id": "n", "network": "default", "model": "e1000e", "queues": 2}]},
+            "networks.n.queues: 2: only virtio cards have queues, and this is e1000e",
+        ),
         ({"hostdevs": [{"id": "g"}]}, "hostdevs.g: what it is is not said"),
         ({"filesystems": [{"id": "s"}]}, "filesystems.s: what it is is not said"),
         ({"inputs": [{"id": "i"}]}, "inputs.i: what it is is not said"),

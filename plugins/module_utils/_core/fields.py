@@ -13,6 +13,7 @@ PRIVATE to the collection: no promise of stability for users outside of it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import typing as t
 
 from . import xml
@@ -154,6 +155,7 @@ class Flag(Field):
             xml.drop(root, self.path)
 
 
+@functools.cache
 def _split(path: str) -> tuple[str, str | None]:
     head, dummy, last = path.rpartition("/")
     return (head, last[1:]) if last.startswith("@") else (path, None)

@@ -257,7 +257,7 @@ class _Run:
         self._warnings += [
             f"Guest {wanted.name}: {path} waits for a power cycle, the running guest refused it: {message}"
             for path, message in self._refused.items()
-            if any(each["path"].startswith(path) for each in decision.pending)
+            if not _cycled(self._done)
         ]
         report = {"name": wanted.name, "uuid": wanted.uuid or guest_uuid(wanted.name), "state": "absent"}
         if self._there is not None:

@@ -18,6 +18,7 @@ from .._core.fields import Field
 from . import migratable
 from .live import slots_free
 from .tables import (
+    ALIAS,
     CDROMS,
     DISKS,
     DOMAIN,
@@ -185,7 +186,8 @@ def moving(root: Element) -> bool:
 
 def device(kind: DeviceKind, root: Element, wanted: str) -> Element | None:
     """The device with that id."""
-    return next((found for found in kind.elements(root) if device_id(found) == wanted), None)
+    found = xml.first(root, f"devices/{kind.tag}/alias[@name='{ALIAS}{wanted}']/..")
+    return found if found is not None and kind.is_one(found) else None
 
 
 def matched(kind: DeviceKind, live: Element, config: Element) -> list[tuple[Element | None, Element | None]]:

@@ -22,7 +22,7 @@ from .domain import Marker
 from .live import SCSI, Room, removable, socket
 from .plan_power import POWER_RESULT
 from .profiles import PROFILES
-from .tables import ALIAS
+from .tables import ALIAS, device_id
 
 if t.TYPE_CHECKING:
     from .._core.fields import Field
@@ -159,6 +159,10 @@ class Draft:
         """The running guest's twin of a device of the definition."""
         if self.live is None:
             return None
+        name = device_id(found)
+        twin = None if name is None else domain.device(kind, self.live, name)
+        if twin is not None:
+            return twin
         pairs = domain.matched(kind, self.live, self.root)
         return next((running for running, defined in pairs if defined is found), None)
 

@@ -57,11 +57,11 @@ class DeviceKind:
 
     def elements(self, root: Element) -> list[Element]:
         """The devices of this kind in a domain's element."""
-        return [
-            found
-            for found in root.findall(f"devices/{self.tag}")
-            if self.device is None or found.get("device", "disk") == self.device
-        ]
+        return [found for found in root.findall(f"devices/{self.tag}") if self.is_one(found)]
+
+    def is_one(self, found: Element) -> bool:
+        """Whether an element of the kind's tag is of the kind."""
+        return self.device is None or found.get("device", "disk") == self.device
 
     def label(self, device: Element) -> str:
         """The id of a device, or what identifies it when it is not ours."""

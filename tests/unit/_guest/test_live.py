@@ -269,3 +269,92 @@ def test_a_new_guest_that_was_killed_anywhere_is_finished(tmp_path, monkeypatch)
             assert host.converge(**wanted)["changed"] is False
             assert len(host.files) == 2
     assert place > 8
+
+
+# Fields
+
+
+def test_a_running_guest_is_told_of_its_fields(host):
+    first = {"memory": "2GiB", "vcpus": {"current": 2, "maximum": 4}, "disks": [ROOT], "networks": [LAN]}
+    host.converge(**first)
+    slow = {**ROOT, "iotune": {"total_iops_sec": 500}}
+    then = {
+        "memory": {"size": "2GiB", "current": "1GiB"},
+        "vcpus": {"current": 4, "maximum": 4},
+        "disks": [slow],
+        "networks": [{**LAN, "link": "down"}],
+        "metadata": {"title": "Told"},
+    }
+    result = host.converge(**first | then)
+    assert {when for dummy, when in paths(result["plan"])} == {"live"}
+    live = host.guest().live
+    assert (live.findtext("currentMemory"), live.find("vcpu").get("current", "4")) == (str(1024**2), "4")
+    assert live.findtext("devices/disk/iotune/total_iops_sec") == "500"
+    assert live.find("devices/interface/link").get("state") == "down"
+    assert live.findtext("title") == "Told"
+    assert (result["pending"], host.guest().starts) == ([], 1)
+    assert host.converge(**first | then)["changed"] is False
+
+
+def test_memory_that_the_guest_does_not_give_back_is_told(host):
+    host.converge(memory="2GiB")
+    host.guest().balloon = False
+    wanted = {"memory": {"size": "2GiB", "current": "1GiB"}, "on_unplug_timeout": 1}
+    result = host.converge(**wanted)
+    assert paths(result["plan"]) == [("memory.current", "next_boot")]
+    assert any("memory.current waits for a power cycle" in text for text in result["warnings"])
+    assert result["pending"] == [], "a balloon is never at rest"
+    assert host.converge(**wanted)["changed"] is False
+
+
+def test_more_vcpus_than_the_maximum_wait(host):
+    host.converge(vcpus={"current": 2, "maximum": 4})
+    result = host.converge(vcpus={"current": 8, "maximum": 8})
+    assert {when for dummy, when in paths(result["plan"])} == {"next_boot"}
+    assert host.converge(vcpus={"current": 8, "maximum": 8})["changed"] is False
+
+
+# Sockets
+
+
+def machine(*devices):
+    return xml.parse(f"<domain><devices>{''.join(devices)}</devices></domain>")
+
+
+PORT = "<controller type='pci' index='{}' model='pcie-root-port'>{}</controller>"
+
+
+def test_ports_that_take_nothing_do_not_count():
+    ports = [PORT.format(1, ""), PORT.format(2, "<target hotplug='off'/>"), PORT.format(3, "")]
+    card = "<interface><address type='pci' bus='0x03' slot='0x00'/></interface>"
+    assert live.slots_free(machine("<controller type='pci' index='0' model='pcie-root'/>", *ports, card)) == 1
+
+
+def test_an_old_machine_has_slots_on_its_one_bus():
+    functions = [
+        f"<controller><address type='pci' bus='0x00' slot='0x01' function='0x{n}'/></controller>" for n in (1, 2)
+    ]
+    root = "<controller type='pci' index='0' model='pci-root'/>"
+    assert live.slots_free(machine(root, *functions)) == 30
+
+
+@pytest.mark.parametrize(
+    ("device", "why"),
+    [
+        ("<disk><target bus='usb'/></disk>", "the running guest has no usb controller"),
+        ("<disk><target bus='virtio'/></disk>", "the running guest has no free PCI port left"),
+        ("<disk><target bus='scsi'/></disk>", "the running guest has no free PCI port left"),
+        ("<interface><model type='rtl8139'/></interface>", "cannot be added to a running guest"),
+        ("<sound model='ich9'/>", "cannot be added to a running guest"),
+        ("<filesystem><driver type='virtiofs'/></filesystem>", "memory is not shared, which virtiofs needs"),
+        ("<channel><target type='virtio'/></channel>", "no virtio-serial controller"),
+    ],
+)
+def test_what_does_not_fit_says_why(device, why):
+    assert why in live.Room(machine()).take(xml.parse(device))
+
+
+def test_a_scsi_controller_takes_a_port_once():
+    room = live.Room(machine(PORT.format(1, "")))
+    disk = xml.parse("<disk><target bus='scsi'/></disk>")
+    assert [room.take(disk), room.take(disk), room.slots] == ["", "", 0]

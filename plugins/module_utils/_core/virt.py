@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import os
 import threading
 import typing as t
 
@@ -73,6 +74,13 @@ def _run_events() -> None:
             libvirt.virEventRunDefaultImpl()
 
 
+def _own_runtime(uri: str) -> None:
+    """A user's libvirt is where the user's login says; become does not say it, and libvirt would start another one."""
+    runtime = f"/run/user/{os.getuid()}"
+    if uri.split("?")[0].endswith("/session") and "XDG_RUNTIME_DIR" not in os.environ and os.path.isdir(runtime):
+        os.environ["XDG_RUNTIME_DIR"] = runtime
+
+
 @contextlib.contextmanager
 def session(uri: str, read_only: bool = False, keep_alive: bool = False) -> t.Iterator[t.Any]:
     """One connection for one module run: a ``libvirt.virConnect``, closed at the end.
@@ -91,6 +99,7 @@ def session(uri: str, read_only: bool = False, keep_alive: bool = False) -> t.It
             "guests are managed through libvirt's own interface",
             "Install python3-libvirt; the role phyllome.virt.hypervisor does.",
         )
+    _own_runtime(uri)
     with saying(f"Cannot connect to libvirt at {uri}", "Is the daemon there? systemctl status libvirtd virtqemud"):
         if keep_alive:
             start_events()

@@ -149,6 +149,11 @@ class _Run:
         self._clone()
         self._decide()
         self._warnings += self._decision.warnings
+        if self._look.fleeting and any(change.action == "start" for change in self._decision.plan):
+            self._warnings.append(
+                f"Guest {self._wanted.name} may be lost sight of when its user logs out. To keep the user's libvirt, say "
+                "as root: loginctl enable-linger USER."
+            )
         self._converge()
 
     def end(self) -> dict[str, t.Any]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import pwd
 import typing as t
 import urllib.parse
 
@@ -287,6 +288,8 @@ class Look:
         self.connection, self.uri = connection, uri
         self._session = parts.path == "/session"
         self._home = user_images() if self._session else None
+        self.fleeting = self._session and os.getuid() != 0 and not _lingers()
+        """Whether guests end with the login of the user whose they are."""
         with virt.saying("Cannot ask libvirt about this host"):
             self._libvirt = connection.getLibVersion()
             info = connection.getInfo()
@@ -551,6 +554,12 @@ def host(connection: t.Any, store: str) -> Host:
         vcpus=None if vcpus is None else int(vcpus.get("max", "0")) or None,
         offers={**offers, "cpu.mode": frozenset(found.get("name", "") for found in modes), "cpu.model": models},
     )
+
+
+def _lingers() -> bool:
+    """Whether systemd lets the user's processes live without a login (loginctl(1), enable-linger)."""
+    name = pwd.getpwuid(os.getuid()).pw_name
+    return not os.path.isdir("/run/systemd/seats") or os.path.exists(f"/var/lib/systemd/linger/{name}")
 
 
 def user_images() -> str:

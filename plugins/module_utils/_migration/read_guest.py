@@ -124,6 +124,8 @@ def parse_guest(root: xml.Element) -> Guest:
             continue
         path = source.get("file")
         fixed = element.get("device", "disk") != "disk" or element.find("readonly") is not None
+        if fixed and source.get("startupPolicy") == "optional":
+            continue  # libvirt takes it out where it is not there
         if fixed:
             media.append(path or f"{target} ({element.get('type')})")
             continue

@@ -269,7 +269,7 @@ class World:
 
 
 AUTOSTART = Change("autostart", "autostart", False, True)
-LOOK: typing.Any = types.SimpleNamespace(connection=None, forget_images=lambda: None)
+LOOK: typing.Any = types.SimpleNamespace(connection=None, fleeting=False, forget_images=lambda: None)
 
 
 def test_what_was_done_is_looked_at_again(monkeypatch, lab):

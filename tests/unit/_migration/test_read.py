@@ -46,6 +46,12 @@ def guest(devices="", firmware="", cpu="", os=""):
     return read_guest.parse_guest(xml.parse(text))
 
 
+def test_what_may_stay_behind_keeps_nobody():
+    optional = """<disk type='file' device='cdrom'><source file='/images/web-cloud-init-0.iso' startupPolicy='optional'/>
+    <target dev='sdc'/></disk>"""
+    assert guest(devices=optional).media == guest().media
+
+
 def test_a_plain_guest():
     found = guest()
     assert found.disks == (read_guest.Disk("vda", "/images/web.qcow2", "qcow2", 0, 0),)

@@ -1009,6 +1009,44 @@ EXAMPLES = r"""
       iso: /var/lib/libvirt/isos/fedora-everything.iso
       kickstart: "{{ lookup('ansible.builtin.template', 'desktop.ks') }}"
 
+- name: A desktop with a graphics card, a Bluetooth dongle and a directory of the host
+  phyllome.virt.phyllome_vm:
+    name: desk
+    profile: linux-desktop
+    memory:
+      size: 8GiB
+      hugepages: 2MiB
+    vcpus:
+      current: 4
+      maximum: 8
+      topology:
+        sockets: 1
+        threads: 2
+      pins: {0: "2", 1: "3", 2: "4", 3: "5"}
+    cpu:
+      mode: host-passthrough
+    disks:
+      - id: root
+        source:
+          path: /var/lib/libvirt/images/debian-12.qcow2
+          method: linked
+        cache: none
+        io: native
+    networks:
+      - id: lan
+        bridge: br0
+    hostdevs:
+      - id: gpu
+        pci: "0000:01:00.0"
+      - id: bluetooth
+        usb:
+          vendor: "0x8087"
+          product: "0x0a2b"
+        startup_policy: optional
+    filesystems:
+      - id: projects
+        source: /srv/projects
+
 - name: Many guests at once
   phyllome.virt.phyllome_vm:
     defaults:

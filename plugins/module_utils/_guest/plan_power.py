@@ -18,6 +18,8 @@ if t.TYPE_CHECKING:
     from .draft import Draft
 
 
+VSOCK, DRI = "/dev/vhost-vsock", "/dev/dri"
+
 POWER: dict[tuple[str, str], tuple[str, ...]] = {
     # what it is, what is wanted: what to do
     ("stopped", "running"): ("start",),
@@ -110,6 +112,9 @@ def _startable(draft: Draft) -> None:
                 f"Start it: virsh net-start {name}.",
             )
     _hugepages(draft)
+    for path, file, option, remedy in _FILES:
+        if draft.root.find(path) is not None and draft.world.exists.get(file) is False:
+            draft.problem(option, f"this host has no {file}, and the guest cannot start without it", remedy)
     for found in HOSTDEVS.elements(draft.root):
         name, policy = host_device(found), HOSTDEVS.row("startup_policy").read(found)
         if name and draft.world.devices.get(name) is False and policy not in ("optional", "requisite"):
@@ -131,6 +136,18 @@ def _startable(draft: Draft) -> None:
                     "this host has no such file",
                     "Put it there, or correct the path.",
                 )
+
+
+_FILES = (
+    ("devices/vsock", VSOCK, "vsock.cid", "Load the kernel module vhost_vsock, or declare vsock.cid: none."),
+    (
+        "devices/graphics[@type='egl-headless']",
+        DRI,
+        "graphics.gl: headless",
+        "It needs a GPU with a driver: declare none.",
+    ),
+)
+"""Devices that need something of the host: where they stand in the XML, and what they need."""
 
 
 def _hugepages(draft: Draft) -> None:

@@ -21,6 +21,7 @@ from .._core.errors import PhyllomeError
 from .._core.names import guest_uuid
 from . import build, domain, storage
 from .identity import places, snapshot_folder
+from .plan_power import DRI, VSOCK
 from .read_first import First, first_disk, look
 from .spec import Device, Wanted
 from .tables import CDROMS, DISKS, DOMAIN, HOSTDEVS, KINDS, NETWORKS, TARGET, host_device
@@ -339,7 +340,7 @@ class Look:
         files = {*paths.values(), *(card.values["path"] for card in cdroms if card.values.get("path"))}
         files.update(disk.source.path for disk in disks if disk.source)
         files.update(_of_guest(there))
-        files.update(_of_host(wanted))
+        files.update(_of_host(wanted), (VSOCK, DRI))
         host = self._hosts() if there is None or _needs_host(wanted, there) else None
         if there is None and host is not None:
             files.add(build.store(host, wanted.uuid or guest_uuid(wanted.name)))

@@ -518,6 +518,17 @@ def test_what_the_host_does_not_have_is_said(lab, options, world, text):
     assert text in said(lab, world=around, **options)
 
 
+@pytest.mark.parametrize(
+    ("options", "file"),
+    [({"vsock": {"cid": "auto"}}, "/dev/vhost-vsock"), ({"graphics": {"type": "vnc", "gl": "headless"}}, "/dev/dri")],
+)
+def test_what_a_start_needs_of_the_host_is_said(lab, options, file):
+    host = read.Host(**{**vars(lab.host), "graphics": frozenset({"vnc", "spice", "egl-headless"})})
+    around = {"host": host, "exists": {file: False}}
+    assert f"this host has no {file}" in said(lab, world=around, **options)
+    assert lab.decide(world=around, state="present", **options).plan.changed
+
+
 def test_a_usb_device_that_may_be_missing_does_not_stop_the_start(lab):
     blue = {"id": "u", "usb": {"vendor": "0x8087", "product": "0x0a2b"}}
     around = {"devices": {"usb 0x8087:0x0a2b": False}}

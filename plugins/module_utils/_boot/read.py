@@ -16,9 +16,9 @@ from .._core.sysfs import Tree
 
 _MIB = 1 << 20
 _TOKEN = re.compile(r'(?:[^\s"]|"[^"]*"?)+')
-_GRUB_LINUX = re.compile(r"^\s*linux(?:16|efi)?\s+\S+\s+(.*)$")
-_ENTRIES = ("boot/loader/entries", "boot/efi/loader/entries", "efi/loader/entries")
-_GRUB_DIRECTORIES = ("boot/grub", "boot/grub2")
+GRUB_LINUX = re.compile(r"^\s*linux(?:16|efi)?\s+\S+\s+(.*)$")
+ENTRIES = ("boot/loader/entries", "boot/efi/loader/entries", "efi/loader/entries")
+GRUB_DIRECTORIES = ("boot/grub", "boot/grub2")
 # Entries that a person picks to repair something; they are not what boots by itself.
 _REPAIR = re.compile(r"(?:^|\s)(?:single|recovery|systemd\.unit=(?:rescue|emergency)\.target|rd\.break)(?:\s|$)")
 
@@ -68,7 +68,7 @@ def _loader(tree: Tree) -> str | None:
             return "systemd-boot"
         if not name.startswith("GRUB"):
             return None
-    configs = [f"{directory}/grub.cfg" for directory in _GRUB_DIRECTORIES if tree.exists(f"{directory}/grub.cfg")]
+    configs = [f"{directory}/grub.cfg" for directory in GRUB_DIRECTORIES if tree.exists(f"{directory}/grub.cfg")]
     texts = [tree.text(path, _MIB) for path in configs]
     if len(texts) != 1 or texts[0] is None:
         return None
@@ -99,7 +99,7 @@ def read_next(tree: Tree) -> tuple[tuple[str, ...], ...] | None:
     configuration. None when there are none, or one of them could not be read: it needs root.
     """
     lines: list[str] = []
-    for directory in _ENTRIES:
+    for directory in ENTRIES:
         if not tree.exists(directory):
             continue
         for name in tree.names(directory) or ():
@@ -111,12 +111,12 @@ def read_next(tree: Tree) -> tuple[tuple[str, ...], ...] | None:
                     lines.append(_options(tree, entry))
         if directory in tree.unread:
             return None
-    for directory in _GRUB_DIRECTORIES:
+    for directory in GRUB_DIRECTORIES:
         if tree.exists(f"{directory}/grub.cfg"):
             config = tree.text(f"{directory}/grub.cfg", _MIB)
             if config is None:
                 return None
-            matches = (_GRUB_LINUX.match(line) for line in config.splitlines())
+            matches = (GRUB_LINUX.match(line) for line in config.splitlines())
             lines += [match.group(1) for match in matches if match]
     return tuple(tokens(line) for line in lines if not is_repair(line)) or None
 
@@ -126,7 +126,7 @@ def _options(tree: Tree, entry: str) -> str:
     words = [line.split(None, 1) for line in entry.splitlines()]
     options = " ".join(word[1].strip() for word in words if len(word) == 2 and word[0] == "options")
     if "$kernelopts" in options:
-        for directory in _GRUB_DIRECTORIES:
+        for directory in GRUB_DIRECTORIES:
             if tree.exists(f"{directory}/grubenv"):
                 for line in (tree.text(f"{directory}/grubenv") or "").splitlines():
                     if line.startswith("kernelopts="):

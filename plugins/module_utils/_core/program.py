@@ -15,13 +15,19 @@ import typing as t
 from .errors import PhyllomeError
 
 
-def run(argv: t.Sequence[str], timeout: float = 60, remedy: str = "See the message of the program.") -> str:
+def run(
+    argv: t.Sequence[str],
+    timeout: float = 60,
+    remedy: str = "See the message of the program.",
+    language: t.Mapping[str, str] | None = None,
+) -> str:
     """Standard output of a program.
 
     Args:
         argv: program and arguments; no shell is involved.
         timeout: seconds.
         remedy: what to do when it fails.
+        language: variables of the environment such as ``LANG``, for a program whose files people read; C.UTF-8 without.
 
     Raises:
         PhyllomeError: it is missing, fails, or does not end in time.
@@ -36,7 +42,7 @@ def run(argv: t.Sequence[str], timeout: float = 60, remedy: str = "See the messa
             check=False,
             encoding="utf-8",
             errors="replace",
-            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"},
+            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", **(language or {"LC_ALL": "C.UTF-8"})},
         )
     except FileNotFoundError as exc:
         raise PhyllomeError(

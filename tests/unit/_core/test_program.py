@@ -20,6 +20,8 @@ def test_its_environment_is_known(monkeypatch):
     monkeypatch.setenv("LANG", "de_DE.UTF-8")
     monkeypatch.setenv("SECRET", "x")
     assert sorted(run(["env"]).split()) == ["LC_ALL=C.UTF-8", "PATH=/usr/sbin:/usr/bin:/sbin:/bin"]
+    assert "LANG=x" in run(["env"], language={"LANG": "x"}).split()
+    assert "LC_ALL" not in run(["env"], language={"LANG": "x"})
 
 
 def test_it_gets_no_input():

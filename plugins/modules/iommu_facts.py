@@ -27,8 +27,9 @@ author:
 options:
   sysfs_root:
     description:
-      - Directory that holds C(sys), C(proc), C(boot), C(run) and C(usr) of the machine to look at.
-      - This machine, or a captured tree. No link in a captured tree is followed out of it.
+      - Directory that holds C(sys), C(proc), C(dev), C(etc), C(boot), C(run) and C(usr) of the machine to look at.
+      - This machine, or a tree that M(phyllome.virt.machine_capture) has captured. No link in a captured tree is followed
+        out of it.
     type: path
     default: /
   gather:
@@ -60,6 +61,7 @@ extends_documentation_fragment:
   - phyllome.virt._attributes.facts
   - phyllome.virt._attributes.info_module
 seealso:
+  - module: phyllome.virt.machine_capture
   - name: VFIO
     description: What the kernel says about groups and their viability.
     link: https://docs.kernel.org/driver-api/vfio.html

@@ -26,7 +26,7 @@ options:
     required: true
   sysfs_root:
     description:
-      - Directory that holds C(sys), C(proc), C(boot), C(run) and C(usr) of the machine.
+      - Directory that holds C(sys), C(proc), C(dev), C(etc), C(boot), C(run) and C(usr) of the machine.
     type: path
     default: /
 notes:

@@ -50,6 +50,7 @@ options:
   uri:
     description:
       - Libvirt connection. It has to be on the host the module runs on.
+      - V(qemu:///session) has the guests of the user that the module runs as, who need not be root.
     type: str
     default: qemu:///system
   state:
@@ -185,7 +186,7 @@ options:
       pool:
         description:
           - Storage pool for a new disk. It has to be a directory. The file is named after guest and disk.
-          - The default is V(images).
+          - The default is V(images). Guests of a user have C(~/.local/share/libvirt/images) where there is no such pool.
         type: str
       path:
         description:

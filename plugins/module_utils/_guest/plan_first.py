@@ -19,7 +19,7 @@ from .domain import Volume
 from .media import CLOUD_INIT, INSTALL_FILES, INSTALL_ISO
 from .read_first import drive
 from .spec import Device
-from .tables import BOOT, CDROMS, DISKS, KINDS
+from .tables import BOOT, CDROMS, DISKS, DOMAIN, KINDS
 
 if t.TYPE_CHECKING:
     from .draft import Draft
@@ -27,6 +27,8 @@ if t.TYPE_CHECKING:
     from .media import Medium
     from .read import Guest, World
     from .seed import Seed
+
+_SECURE_BOOT = next(row for row in DOMAIN["firmware"] if row.option == "secure_boot")
 
 BEGUN, DONE = "begun", "done"
 """What our marker says of the installation."""
@@ -118,6 +120,12 @@ def _begin(draft: Draft, wanted: Install) -> None:
             f"install.location: {wanted.location}",
             f"it has none of {', '.join(path for path, dummy, dummy2 in install.TREES)}, each beside its initrd",
             "Give the top of a distribution's tree, or kernel and initrd.",
+        )
+    if kernel is not None and _SECURE_BOOT.read(draft.root):
+        draft.problem(
+            f"install: the kernel {kernel.kernel} is started by firmware with Secure Boot",
+            "that starts what Microsoft has signed, and no distribution's kernel is: their boot loader is",
+            "Say firmware.secure_boot: false, or install from an iso without kernel.",
         )
     for option in ("iso", "kernel", "initrd"):
         path = getattr(wanted, option)

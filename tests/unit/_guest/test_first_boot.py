@@ -19,6 +19,7 @@ import pytest
 from ansible_collections.phyllome.virt.plugins.module_utils._core import virt, xml
 from ansible_collections.phyllome.virt.plugins.module_utils._core.errors import PhyllomeError
 from ansible_collections.phyllome.virt.plugins.module_utils._guest import (
+    converge,
     install,
     media,
     read_first,
@@ -405,6 +406,7 @@ def test_a_disk_that_cannot_be_looked_into_is_not_installed_again(host, tree):
         ({"install": {"iso": "iso"}}, "not a valid path"),
         ({"install": {"iso": "/other"}, "disks": [ROOT]}, "install.iso: /other: this host has no such file"),
         ({"install": {"location": "/other"}, "disks": [ROOT]}, "beside its initrd"),
+        ({"install": KERNEL, "disks": [ROOT], "firmware": {"secure_boot": True}}, "firmware with Secure Boot"),
         ({"install": {"iso": "/iso"}}, "no disk to install on"),
         ({"install": {"iso": "/iso"}, "disks": [{"id": "root", "source": {"path": "/iso"}}]}, "has a source"),
     ],
@@ -418,6 +420,28 @@ def test_what_cannot_install_is_refused(host, tree, monkeypatch, options, said):
     with pytest.raises(PhyllomeError, match=said):
         host.converge(**options)
     assert host.told == []
+
+
+def test_many_are_begun_before_one_of_them_is_waited_for(host, tree, monkeypatch):
+    waited = []
+    monkeypatch.setattr(wait, "until_off", lambda connection, found, timeout: waited.append((found.name(), *host.told)))
+    monkeypatch.setattr(virt, "session", lambda uri, **more: contextlib.nullcontext(host))
+    monkeypatch.setattr(
+        read_first,
+        "_written",
+        lambda disk: any(found.reason == 1 for found in host.domains if f"/{found.name()}-" in disk),
+    )
+    names = ["a", "b"]
+    given = {
+        **dict.fromkeys(spec.ARGUMENTS),
+        "uri": "qemu:///system",
+        "guests": [{"name": name, "disks": [ROOT], "install": KERNEL} for name in names],
+    }
+    host.installs = True
+    result = converge.converge(given, False)
+    assert [each["guest"]["state"] for each in result["results"]] == ["running"] * 2
+    assert [name for name, *dummy in waited] == names
+    assert waited[0].count("create") == 2, "both run before the first is waited for"
 
 
 def test_killed_anywhere_it_is_installed_and_seeded_the_next_time(tmp_path, monkeypatch, tree):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import typing as t
 
 from .._core.units import format_size
-from .tables import CDROMS, DISKS, DOMAIN, HOSTDEVS, NETWORKS, host_device
+from .tables import CDROMS, DISKS, DOMAIN, HOSTDEVS, NETWORKS, device_id, host_device
 
 if t.TYPE_CHECKING:
     from .draft import Draft
@@ -115,9 +115,11 @@ def _startable(draft: Draft) -> None:
     for path, file, option, remedy in _FILES:
         if draft.root.find(path) is not None and draft.world.exists.get(file) is False:
             draft.problem(option, f"this host has no {file}, and the guest cannot start without it", remedy)
+    said = {device.id for device in draft.wanted.devices.get(HOSTDEVS.option, ())}
     for found in HOSTDEVS.elements(draft.root):
         name, policy = host_device(found), HOSTDEVS.row("startup_policy").read(found)
-        if name and draft.world.devices.get(name) is False and policy not in ("optional", "requisite"):
+        needed = policy not in ("optional", "requisite") and (device_id(found) not in said or str(name)[:3] == "usb")
+        if name and needed and draft.world.devices.get(name) is False:
             draft.problem(
                 f"hostdevs.{HOSTDEVS.label(found)}: {name}",
                 "the device is not plugged in, and the guest cannot start without it",

@@ -427,6 +427,16 @@ def test_what_keeps_a_disk_from_being_made(lab, disk, world, text):
     assert text in said(lab, disks=[{"id": "root", **disk}], world=world)
 
 
+def test_a_linked_disk_takes_no_room_and_may_link_to_a_link(lab):
+    source = {"path": "/img", "method": "linked"}
+    over = {"images": {"/img": Image("qcow2", GIB, 300 * 1024**2, refers="/base")}, "free": {IMAGES: 10 * 1024**2}}
+    decision = lab.decide(disks=[{"id": "root", "source": source}], world=over)
+    (made,) = [change for change in decision.plan if change.action == "volume.create"]
+    assert (made.args["method"], made.args["source"]) == ("linked", "/img")
+    raw = {"id": "root", "format": "raw", "source": {"path": "/img", "method": "reflink"}}
+    assert "disks.root.source.method: reflink: it shares the blocks of a qcow2 image" in said(lab, disks=[raw])
+
+
 def test_an_existing_file_that_is_no_image_is_said(lab):
     over = {
         "exists": {"/x": True},

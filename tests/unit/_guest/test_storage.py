@@ -121,6 +121,37 @@ def test_removal_takes_the_unfinished_file_along_and_may_be_repeated(tmp_path):
         storage.remove(str(tmp_path / "directory"))
 
 
+def test_a_linked_disk_names_its_image_and_the_format_of_that(img, tmp_path):
+    image = tmp_path / "image"
+    image.write_bytes(b"QFI\xfb" + bytes(508))
+    storage.create(str(tmp_path / "d"), "qcow2", 2048, str(image), "linked")
+    assert img.calls[-1][4:9] == ["qcow2", "-b", str(image), "-F", "qcow2"]
+    assert img.calls[-1][-1] == "2048"
+
+
+def test_blocks_are_shared_or_it_is_said(img, tmp_path):
+    storage.create(str(tmp_path / "d"), "qcow2", 2048, "/img", "reflink")
+    assert [call[0:2] for call in img.calls][0] == ["cp", "--reflink=always"]
+    assert img.calls[-1][1:2] == ["resize"]
+    img.broken = True
+    with pytest.raises(PhyllomeError) as caught:
+        storage.create(str(tmp_path / "e"), "qcow2", 2048, "/img", "reflink")
+    assert "method: full" in caught.value.remedy
+    assert os.listdir(tmp_path) == ["d"]
+
+
+def test_variables_are_set_aside_and_may_be_gone_already(tmp_path):
+    store = tmp_path / "a_VARS.fd"
+    store.write_bytes(b"keys")
+    storage.set_aside(str(store))
+    storage.set_aside(str(store))
+    assert (tmp_path / "a_VARS.fd.before-reset").read_bytes() == b"keys"
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x.before-reset").write_bytes(b"")
+    with pytest.raises(PhyllomeError, match="aside"):
+        storage.set_aside(str(tmp_path / "x"))
+
+
 def test_a_disk_never_shrinks(img):
     with pytest.raises(PhyllomeError, match="would shrink to 512B"):
         storage.grow("/d", "qcow2", 512)

@@ -89,6 +89,12 @@ EXAMPLES = r"""
     path: /mnt/usb/web
     state: imported
 
+- name: Or carry the folder over the network, run for the new machine
+  ansible.posix.synchronize:
+    src: /srv/out/web
+    dest: /srv/out/
+  delegate_to: alpha
+
 - name: Have a second one like it
   phyllome.virt.vm_export:
     name: web-staging

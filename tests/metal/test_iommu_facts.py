@@ -8,33 +8,8 @@ import typing as t
 import jmespath
 import pytest
 
-from ansible_collections.phyllome.virt.tests.metal.conftest import Bare
+from ansible_collections.phyllome.virt.tests.metal.conftest import MACHINES, Bare, Machines
 
-
-@dataclasses.dataclass(frozen=True)
-class Kind:
-    """A machine, and what has to be said of its IOMMU."""
-
-    iommu: str
-    cmdline: str | None  #: more words for the kernel; None for the saved machine, booted by its boot loader
-    state: str
-    table: str | None
-    units: tuple[str, ...] = ()
-    remapping: str = "disabled"
-    causes: tuple[str, ...] = ()
-
-
-MACHINES = {
-    "intel": Kind("intel", None, "on", "DMAR", ("intel",), remapping="enabled"),
-    "amd": Kind("amd", "iommu=pt", "on", "IVRS", ("amd",)),
-    # interrupts are remapped all the same
-    "switched-off": Kind(
-        "intel", "intel_iommu=off", "off", "DMAR", remapping="enabled", causes=("disabled_on_cmdline", "reboot_pending")
-    ),
-    "none": Kind("none", "", "off", None, causes=("no_firmware_table",)),
-    # Debian 12 has no driver for this one
-    "virtio": Kind("virtio", "", "off", "VIOT", causes=("kernel_without_driver",)),
-}
 #: What must share a group, since nothing keeps it apart; everything else is in a group alone.
 TOGETHER = (
     {"gpu", "gpu-audio"},
@@ -80,11 +55,10 @@ class Seen:
 
 
 @pytest.fixture(scope="module", params=MACHINES)
-def seen(request: pytest.FixtureRequest, bring_up: t.Callable[..., Bare]) -> t.Iterator[Seen]:
-    kind = MACHINES[request.param]
-    bare = bring_up(kind.iommu, kind.cmdline)
-    with bare.machine:
-        yield Seen.of(request.param, bare)
+def seen(request: pytest.FixtureRequest, machines: Machines) -> t.Iterator[Seen]:
+    yield Seen.of(request.param, machines[request.param])
+    if request.param != "intel":
+        machines.down(request.param)
 
 
 only_the_saved = pytest.mark.parametrize("seen", ["intel"], indirect=True)

@@ -19,8 +19,9 @@ if t.TYPE_CHECKING:
     from .._core.xml import Element
 
 _SOCKETS = (
-    # element, where its kind stands, the socket that each kind takes. Every line was tried with libvirt 9.0 and QEMU 7.2:
-    # what is not here (SATA, IDE, e1000, rtl8139, sound, video, TPM, watchdog) is refused by a running q35 guest.
+    # element, where its kind stands, the socket that each kind takes. Tried with libvirt 9.0 and QEMU 7.2, but for hostdev,
+    # virtiofs and vsock, which are libvirt's word (src/qemu/qemu_hotplug.c). What is not here (SATA, IDE, e1000, rtl8139,
+    # sound, video, TPM, watchdog) was refused by a running q35 guest.
     ("disk", Field("bus", "target/@bus"), {"virtio": "pci", "scsi": "scsi", "usb": "usb"}),
     ("interface", Field("model", "model/@type"), {"virtio": "pci", "e1000e": "pci"}),
     ("hostdev", Field("type", "@type"), {"pci": "pci", "mdev": "pci", "usb": "usb"}),

@@ -337,7 +337,12 @@ def report(guest: t.Any, addresses: t.Sequence[str]) -> dict[str, t.Any]:
         "managed_save": guest.managed_save,
         "pending": pending(guest.live, config),
         "migratable": migratable.judge(
-            now, guest.persistent, guest.snapshots, guest.checkpoints, running=guest.live is not None
+            now,
+            guest.persistent,
+            guest.snapshots,
+            guest.checkpoints,
+            running=guest.live is not None,
+            chained=guest.chained,
         ),
     }
 

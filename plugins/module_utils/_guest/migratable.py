@@ -59,7 +59,12 @@ _DEVICES = (
 
 
 def judge(
-    domain: Element, persistent: bool, snapshots: int | None, checkpoints: int | None, running: bool = True
+    domain: Element,
+    persistent: bool,
+    snapshots: int | None,
+    checkpoints: int | None,
+    running: bool = True,
+    chained: t.Container[str] = (),
 ) -> dict[str, t.Any]:
     """What stands against moving this guest, apart from what the destination has.
 
@@ -71,6 +76,7 @@ def judge(
         snapshots: how many libvirt knows; None when unknown.
         checkpoints: likewise.
         running: whether its memory is to be moved too.
+        chained: target names of disks that are overlays; libvirt does not tell that of a guest that is off.
 
     Returns:
         ``possible`` and ``reasons`` ({code, what, fix}).
@@ -90,11 +96,11 @@ def judge(
             fix = f"Delete them: virsh {name}-delete."
             reasons.append(_reason(f"{name}s", f"it has {count} {name}(s), which libvirt does not move", fix))
     for disk in domain.findall("devices/disk"):
-        reasons.extend(_disk(disk))
+        reasons.extend(_disk(disk, chained))
     return {"possible": not reasons, "reasons": reasons}
 
 
-def _disk(disk: Element) -> t.Iterator[dict[str, str]]:
+def _disk(disk: Element, chained: t.Container[str]) -> t.Iterator[dict[str, str]]:
     target, source, driver = (xml.first(disk, tag) for tag in ("target", "source", "driver"))
     name = "?" if target is None else target.get("dev", "?")
     if disk.get("device", "disk") in ("cdrom", "floppy") or xml.first(disk, "readonly") is not None:
@@ -113,7 +119,7 @@ def _disk(disk: Element) -> t.Iterator[dict[str, str]]:
         if xml.first(disk, tag) is not None:
             yield _reason("disk_kind", f"disk {name} {why}", f"Remove <{tag}/>.")
     below = xml.first(disk, "backingStore/source"), xml.first(disk, "source/backingStore/source")
-    if source is not None and any(found is not None for found in below):
+    if source is not None and (name in chained or any(found is not None for found in below)):
         what = f"disk {name} has a backing file, and the copy would become a full one"
         yield _reason("backing_chain", what, f"virsh blockpull GUEST {name} --wait first.")
 

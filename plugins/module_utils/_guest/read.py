@@ -101,6 +101,7 @@ class Guest:
         live: element of the running guest; None when it is off.
         blocks: bytes of capacity and of allocation, by target name; a disk whose file cannot be read is not there.
         migrating: whether libvirt is moving it right now.
+        chained: target names of disks that are overlays of other files.
     """
 
     name: str
@@ -116,6 +117,7 @@ class Guest:
     snapshots: int | None
     checkpoints: int | None
     migrating: bool
+    chained: frozenset[str] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,7 +242,15 @@ def guest(found: t.Any, secrets: bool = True) -> Guest:
             snapshots=found.snapshotNum(),
             checkpoints=_checkpoints(found),
             migrating=active and _migrating(found),
+            chained=frozenset(_chained(config if live is None else live)),
         )
+
+
+def _chained(root: Element) -> t.Iterator[str]:
+    for disk in DISKS.elements(root):
+        path = DISKS.row("path").read(disk)
+        if path and storage.based(path):
+            yield TARGET.read(disk)
 
 
 def _blocks(found: t.Any, config: Element, live: Element | None) -> t.Iterator[tuple[str, tuple[int, int]]]:

@@ -125,6 +125,19 @@ def chain(path: str) -> tuple[str, ...]:
     return ()
 
 
+def based(path: str) -> bool:
+    """Whether a qcow2 file is an overlay of another one, by its header; False when it cannot be read.
+
+    https://www.qemu.org/docs/master/interop/qcow2.html: magic, version, then eight bytes of backing_file_offset.
+    """
+    try:
+        with open(path, "rb") as stream:
+            head = stream.read(16)
+    except OSError:
+        return False
+    return head[:4] == b"QFI\xfb" and any(head[8:16])
+
+
 def free(directory: str) -> int:
     """Bytes that can still be written there, or where it will be made."""
     while not os.path.isdir(directory):

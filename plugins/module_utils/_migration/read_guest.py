@@ -16,7 +16,7 @@ import re
 import typing as t
 
 from .._core import virt, xml
-from .._guest import migratable
+from .._guest import migratable, storage
 from .read import NVRAM, SWTPM, Pair, Side
 
 
@@ -100,15 +100,23 @@ def _guest(domain: t.Any, sizes: bool) -> Guest:
     return dataclasses.replace(
         parsed,
         disks=tuple(disks),
-        obstacles=obstacles(root, domain.snapshotNum(), len(domain.listAllCheckpoints()), active),
+        obstacles=obstacles(
+            root,
+            domain.snapshotNum(),
+            len(domain.listAllCheckpoints()),
+            active,
+            {disk.target for disk in disks if storage.based(disk.path)},
+        ),
         block_jobs=tuple(disk.target for disk in disks if active and domain.blockJobInfo(disk.target)),
         managed_save=bool(domain.hasManagedSaveImage()),
     )
 
 
-def obstacles(root: xml.Element, snapshots: int, checkpoints: int, active: bool) -> tuple[tuple[str, str, str], ...]:
+def obstacles(
+    root: xml.Element, snapshots: int, checkpoints: int, active: bool, chained: t.Container[str] = ()
+) -> tuple[tuple[str, str, str], ...]:
     """What keeps a guest from moving anywhere; that it may be transient is told by its state. Pure."""
-    judged = migratable.judge(root, True, snapshots, checkpoints, running=active)
+    judged = migratable.judge(root, True, snapshots, checkpoints, running=active, chained=chained)
     return tuple((reason["code"], reason["what"], reason["fix"]) for reason in judged["reasons"])
 
 

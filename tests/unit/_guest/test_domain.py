@@ -174,6 +174,10 @@ def test_what_only_memory_depends_on_does_not_keep_a_guest_that_is_off(lab):
     assert (judged(lab, change=change), judged(lab, change=change, running=False)) == (["shared_memory"], [])
 
 
+def test_an_overlay_is_told_although_libvirt_does_not(lab):
+    assert judged(lab, chained={"vda"}) == ["backing_chain"]
+
+
 def test_a_disk_that_is_only_read_is_not_copied_and_does_not_keep_it(lab):
     assert judged(lab, change=_in_disk("readonly")) == []
 

@@ -221,3 +221,19 @@ def test_a_chain_is_told_from_the_overlay_down(img):
 
 def test_a_copy_needs_what_its_source_has(img):
     assert storage.needed(1, None) < storage.needed(1, storage.Image("qcow2", 1, 10**9))
+
+
+@pytest.mark.parametrize(
+    ("head", "overlay"),
+    [
+        (b"QFI\xfb\x00\x00\x00\x03" + b"\x00" * 8, False),
+        (b"QFI\xfb\x00\x00\x00\x03" + b"\x00" * 6 + b"\x02\x10", True),
+        (b"\xff" * 16, False),
+        (b"", False),
+    ],
+)
+def test_an_overlay_is_known_by_its_header(tmp_path, head, overlay):
+    file = tmp_path / "disk"
+    file.write_bytes(head)
+    assert storage.based(str(file)) is overlay
+    assert storage.based(str(tmp_path / "none")) is False

@@ -94,7 +94,7 @@ def content(before: bytes) -> st.SearchStrategy[bytes]:
     )
 
 
-RELAXED = settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+RELAXED = settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 
 
 @RELAXED

@@ -17,7 +17,7 @@ from .._core.plan import Change
 from .._core.program import run
 from .._core.sysfs import Tree
 from . import spec
-from .plan import Todo, amiss, plan, reboot_required
+from .plan import Todo, amiss, foretold, plan, reboot_required
 from .world import RECORD, Record, Runner, World, read, read_language
 
 _TIMEOUT = 600
@@ -60,7 +60,7 @@ def converge(root: str, wanted: spec.Wanted, check_mode: bool, runner: Runner) -
         "loader": before.loader,
         "running": None if before.running is None else list(before.running),
         "configured": {path: list(line) for path, line in after.lines.items()},
-        "reboot_required": True if check_mode and todo.plan else reboot_required(wanted, after),
+        "reboot_required": reboot_required(wanted, foretold(todo, before) if check_mode else after),
         "plan": todo.plan.as_list(),
         "diff": _diff(todo),
         "warnings": [f"{name} is left alone: {why}" for name, why in todo.conflicts.items()],

@@ -31,15 +31,17 @@ class Todo:
         during: the record while they are made: it knows of everything that may be there, whenever power is cut.
         afterwards: the record once they are made.
         conflicts: name → why it is not undone.
-        expected: name → its tokens afterwards, where that can be foretold: what else GRUB's own files say when ours
-            is gone cannot.
+        values: name → its tokens afterwards, as far as known: those of GRUB's other files, which count again when ours
+            is gone, may have changed since they were recorded.
+        certain: whether they are known for certain.
     """
 
     plan: Plan
     during: Record
     afterwards: Record
     conflicts: t.Mapping[str, str]
-    expected: t.Mapping[str, tuple[str, ...]]
+    values: t.Mapping[str, tuple[str, ...]]
+    certain: bool
 
 
 def amiss(todo: Todo, world: World) -> list[str]:
@@ -47,9 +49,18 @@ def amiss(todo: Todo, world: World) -> list[str]:
     return [
         f"{path}: {name} is {' '.join(text.of(name, line)) or 'not there'}, not {' '.join(tokens) or 'absent'}"
         for path, line in world.lines.items()
-        for name, tokens in todo.expected.items()
-        if text.of(name, line) != tokens
+        for name, tokens in todo.values.items()
+        if todo.certain and text.of(name, line) != tokens
     ]
+
+
+def foretold(todo: Todo, world: World) -> World:
+    """What there will be once it is done, as far as reboot_required looks at it."""
+    lines = {
+        path: text.tokens(text.with_line(" ".join(line), todo.values)) if todo.plan else line
+        for path, line in world.lines.items()
+    }
+    return dataclasses.replace(world, lines=lines, record=todo.afterwards)
 
 
 def plan(wanted: Wanted, world: World) -> Todo:
@@ -148,8 +159,8 @@ def _todo(
     if not names:
         files = {}
     during = Record(during.names, {**world.record.files, **files, **moving})
-    expected = {} if world.loader == "grub" and len(names) < len(during.names) else values
-    return Todo(Plan((*changes, *steps)), during, Record(names, files), conflicts, expected)
+    certain = world.loader != "grub" or len(names) == len(during.names)
+    return Todo(Plan((*changes, *steps)), during, Record(names, files), conflicts, values, certain)
 
 
 def _content(

@@ -185,8 +185,10 @@ def test_there_and_back(host):
     host.file("proc/cmdline", " ".join(next(iter(again["configured"].values()))))
     assert host.do(IOMMU)["reboot_required"] is False
     host.file("proc/cmdline", before["proc/cmdline"])
+    foretold = host.do(UNDO, check=True)
     back = host.do(UNDO)
     assert (back["changed"], back["warnings"], back["reboot_required"]) == (True, [], False)
+    assert (back["plan"], back["reboot_required"]) == (foretold["plan"], foretold["reboot_required"])
     assert host.snapshot() == before
     assert sorted(host.kargs) == sorted(kargs)
     assert host.do(UNDO)["changed"] is False

@@ -119,6 +119,14 @@ guests:
       description: C(id), C(network) or C(bridge), C(mac) and C(model).
       type: list
       elements: dict
+    hostdevs:
+      description: C(id), and the C(device) of the host, for example V(pci 0000:01:00.0).
+      type: list
+      elements: dict
+    filesystems:
+      description: C(id), C(driver), C(source), C(tag), and whether it is C(readonly).
+      type: list
+      elements: dict
     graphics:
       description: C(type), C(listen) and C(port) of its displays.
       type: list

@@ -260,6 +260,11 @@ class Apply:
     def _destroy(self, change: Change) -> None:
         self._found.destroyFlags(virt.libvirt.VIR_DOMAIN_DESTROY_GRACEFUL)
 
+    def _forget(self, change: Change) -> None:
+        """libvirt removes the variables together with the guest, but not those that were set aside."""
+        if change.args["file"].startswith("/"):
+            storage.remove(storage.aside(change.args["file"]))
+
     def _undefine(self, change: Change) -> None:
         self._found.undefineFlags(change.args["flags"])
 
@@ -318,6 +323,7 @@ _STEPS: dict[str, t.Callable[[Apply, Change], None]] = {
     "volume.finish": Apply._finish,
     "volume.grow": Apply._grow,
     "volume.remove": Apply._remove,
+    "store.remove": Apply._forget,
     "snapshots.remove": Apply._remove_snapshots,
     "medium.create": Apply._create_medium,
     "medium.remove": Apply._remove_medium,

@@ -107,7 +107,7 @@ def removal(wanted: Wanted, there: Guest | None, world: World) -> Decision:
         flags.add("nvram" if wanted.delete_nvram else "keep_nvram")
         if wanted.delete_nvram:
             name = "libvirt's own" if store is None or store.text is None else store.text
-            changes.append(Change("part", "firmware.nvram", name, None))
+            changes.append(Change("store.remove", "firmware.nvram", name, None, args={"file": name}))
     if there.config.find("devices/tpm/backend[@type='emulator']") is not None:
         if world.libvirt >= _TPM_FLAGS_SINCE:
             flags.add("tpm" if wanted.delete_tpm else "keep_tpm")

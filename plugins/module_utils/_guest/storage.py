@@ -271,11 +271,16 @@ def grow(path: str, form: str, size: int) -> None:
     run(["qemu-img", "resize", "-q", "-f", form, path, str(size)])
 
 
+def aside(path: str) -> str:
+    """The name of a file that was set aside."""
+    return f"{path}.before-reset"
+
+
 def set_aside(path: str) -> None:
     """Rename a file, so that libvirt makes it anew; it may not be there, and an older one set aside is lost."""
     try:
         with contextlib.suppress(FileNotFoundError):
-            os.replace(path, f"{path}.before-reset")
+            os.replace(path, aside(path))
     except OSError as exc:
         raise PhyllomeError(f"Cannot set {path} aside", str(exc), "Repair what is named and run again.") from exc
 

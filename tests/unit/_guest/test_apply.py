@@ -195,6 +195,13 @@ def test_the_rest(monkeypatch):
     assert removed == ["/d"]
 
 
+def test_variables_that_were_set_aside_go_with_the_guest(tmp_path):
+    (tmp_path / "a_VARS.fd.before-reset").touch()
+    run(Domain(), step("store.remove", "firmware.nvram", file=str(tmp_path / "a_VARS.fd")))
+    assert list(tmp_path.iterdir()) == []
+    run(Domain(), step("store.remove", "firmware.nvram", file="libvirt's own"))
+
+
 def test_every_action_of_a_plan_is_known():
     known = {*apply._STEPS, *apply.LIVE, "config", "refused", "part", "install.end"}
     assert set(draft.ORDER) <= known

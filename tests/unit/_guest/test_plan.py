@@ -686,7 +686,7 @@ def removal(lab, there, **options):
 def test_removal_is_stop_then_disks_then_definition(lab):
     users = {"users": {ROOT: (), f"{IMAGES}/web-data.raw": ()}}
     actions, flags = removal(lab, lab.guest("linux", live="linux-live"), delete={"disks": "owned"}, world=users)
-    assert actions == ["shutdown", "volume.remove", "volume.remove", "part", "part", "undefine"]
+    assert actions == ["shutdown", "volume.remove", "volume.remove", "store.remove", "part", "undefine"]
     assert flags == 4 | 32
     actions, flags = removal(lab, lab.guest("linux"))
     assert (actions, flags) == (["undefine"], 8 | 64)

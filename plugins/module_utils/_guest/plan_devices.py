@@ -145,7 +145,7 @@ def _add(draft: Draft, kind: DeviceKind, device: Device, boot: int | None) -> No
     for row in options:
         row.write(made, values[row.option])
     _renamed(draft, made, device.id)
-    if kind is DISKS and values.get("bus") == "scsi":
+    if kind in (DISKS, CDROMS) and values.get("bus") == "scsi":
         build.scsi_controller(draft.root)
     draft.own_device(device)
     why = draft.plug(kind, made)

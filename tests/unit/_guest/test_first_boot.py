@@ -110,6 +110,7 @@ def test_a_new_guest_gets_a_seed_that_says_what_is_in_it(host):
     assert path.startswith(f"{host.folder}/web-cloud-init-")
     disk = host.guest().config.find("devices/disk/alias[@name='ua-cloud-init']/..")
     assert disk.find("target").get("bus") == "scsi", "kernels for clouds have no driver for SATA"
+    assert host.guest().config.find("devices/controller[@type='scsi']").get("model") == "virtio-scsi"
     assert disk.find("source").get("startupPolicy") == "optional"
     assert host.converge(disks=[ROOT], cloud_init=SEED)["changed"] is False
     assert host.converge(disks=[ROOT])["changed"] is False, "what is not declared is not managed"

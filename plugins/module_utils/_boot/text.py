@@ -128,16 +128,15 @@ def _is_options(line: str) -> bool:
 
 
 def with_line(line: str, names: Values) -> str:
-    """A line of arguments with others, token by token; what is there already stays where it is."""
+    """A line of arguments with others, token by token: new ones stand where the old ones stood, else at the end."""
     kept = list(tokens(line))
-    added: list[str] = []
     for name, values in names.items():
-        if [token for token in kept if name_of(token) == name] != list(values):
-            kept = [token for token in kept if name_of(token) != name]
-            added += values
+        places = [place for place, token in enumerate(kept) if name_of(token) == name]
+        if [kept[place] for place in places] != list(values):
+            start = places[0] if places else len(kept)
+            kept = [*kept[:start], *values, *(token for token in kept[start:] if name_of(token) != name)]
     ending = "\n" if line.endswith("\n") else ""
-    changed = " ".join(kept + added) + ending
-    return line if tuple(kept + added) == tokens(line) else changed
+    return line if tuple(kept) == tokens(line) else " ".join(kept) + ending
 
 
 def of(name: str, line: t.Iterable[str]) -> tuple[str, ...]:

@@ -109,3 +109,14 @@ def machines(
 def intel(machines: Machines) -> Bare:
     """The saved machine, for tests that leave it as it was."""
     return machines["intel"]
+
+
+@pytest.fixture(scope="session")
+def bring_up(tmp_path_factory: pytest.TempPathFactory) -> t.Callable[..., Bare]:
+    """A function that brings up a machine for one test alone, as Machine.up does; whoever calls it takes it down."""
+
+    def up(iommu: str, cmdline: str | None = None) -> Bare:
+        machine = Machine.up(iommu, cmdline=cmdline)
+        return Bare(machine, machine.inventory(tmp_path_factory.mktemp("metal") / "inventory.yml"))
+
+    return up

@@ -597,5 +597,9 @@ def test_who_still_runs_is_not_installed(watched):
         wait.until_off(None, found, 60)
 
 
-def test_free_space_is_known_before_a_folder_is_made(tmp_path):
-    assert storage.free(str(tmp_path / "a" / "b")) == storage.free(str(tmp_path))
+def test_free_space_is_known_before_a_folder_is_made(tmp_path, monkeypatch):
+    asked = []
+    real = os.statvfs
+    monkeypatch.setattr(storage.os, "statvfs", lambda path: asked.append(path) or real(path))
+    assert storage.free(str(tmp_path / "a" / "b")) > 0
+    assert asked == [str(tmp_path)]

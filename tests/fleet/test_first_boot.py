@@ -8,6 +8,7 @@ import typing as t
 
 import pytest
 
+from ansible_collections.phyllome.virt.tests.fleet import runner
 from ansible_collections.phyllome.virt.tests.fleet.conftest import Site
 from ansible_collections.phyllome.virt.tests.lab import linux
 from ansible_collections.phyllome.virt.tests.lab.host import Host
@@ -24,7 +25,7 @@ def alpha(request: pytest.FixtureRequest) -> t.Iterator[Host]:
     for name in ("vmlinuz", "initrd"):
         host.put(linux.images() / name, f"/srv/{name}")
     yield host
-    site.remove("installed")
+    site.remove("installed", "seeded")
 
 
 def ran(site: Site, arguments: dict[str, t.Any], *flags: str) -> dict[str, t.Any]:
@@ -91,3 +92,85 @@ def counts(site: Site) -> bool:
         return site.counted("alpha", "installed").count > 0
     except Exception:
         return False
+
+
+def test_a_guest_is_seeded_and_waited_for(site: Site, alpha: Host) -> None:
+    seed = {"user_data": {"password": PASSWORD, "users": [{"name": "root"}]}, "keep_seed": "until_done"}
+    guest = small("seeded", profile="linux", firmware={"type": "bios"}, networks=[{"id": "lan", "network": "default"}])
+    ran(site, {**guest, "state": "present", "cloud_init": seed})
+    # No image of a cloud is small enough to be emulated: this guest starts a kernel of the host.
+    definition = site.virsh("alpha", "dumpxml", "--inactive", "seeded")
+    boot = f"<kernel>/srv/vmlinuz</kernel><initrd>/srv/initrd</initrd><cmdline>{WORDS}</cmdline></os>"
+    alpha.write("/tmp/seeded.xml", definition.replace("</os>", boot))
+    alpha.run(["virsh", "define", "/tmp/seeded.xml"])
+
+    for dummy in range(2):
+        assert ran(site, {**guest, "state": "present", "cloud_init": seed})["changed"] is False
+    wait = {"for": ["agent", "cloud_init", "port"], "timeout": 120}
+    ready = ran(site, {**guest, "cloud_init": seed, "wait": wait})
+    assert set(ready["ready"]) == {"agent", "address", "cloud_init", "port"}
+    assert ready["guest"]["addresses"][0].startswith("192.168.122.")
+    assert files(alpha, "seeded") == {"seeded-root.qcow2"}
+    assert ran(site, {**guest, "cloud_init": seed, "wait": wait})["changed"] is False
+
+    other = {**seed, "user_data": "#!/bin/sh\n"}
+    told = ran(site, {**guest, "cloud_init": other})
+    assert told["changed"] is False
+    assert "reseed" in " ".join(told["warnings"])
+    assert ran(site, {**guest, "cloud_init": {**other, "on_change": "reseed", "keep_seed": "always"}})["changed"]
+    assert len(files(alpha, "seeded")) == 2
+    assert "seeded-cloud-init" in site.virsh("alpha", "domblklist", "seeded")
+    site.remove("seeded")
+    assert not files(alpha, "seeded")
+
+
+USER_PLAY = """
+- hosts: alpha
+  gather_facts: false
+  roles:
+    - role: phyllome.virt.guests
+      guests_uri: qemu:///session
+      guests_wanted: "{{ wanted }}"
+"""
+
+
+def test_an_ordinary_user_has_guests_without_root(site: Site, alpha: Host) -> None:
+    make = "id tester || { useradd -m tester && loginctl enable-linger tester; }; mkdir -p ~tester/.ssh"
+    trust = "cp /root/.ssh/authorized_keys ~tester/.ssh/ && chown -R tester: ~tester/.ssh"
+    alpha.run(["sh", "-c", f"{make} && {trust}"])
+    folder = "/home/tester/.local/share/libvirt/images"
+    guest = {
+        **site.guest("mine", "alpha"),
+        "networks": [{"id": "lan", "user": True}],
+        "cloud_init": {"user_data": {"password": PASSWORD}},
+        "shutdown": {"timeout": 1, "then": "destroy"},
+    }
+    del guest["host"]
+    play = site.folder / "user.yml"
+    play.write_text(USER_PLAY)
+    login = ("-e", "ansible_user=tester", "-e", "ansible_become=false")
+
+    def run(**more: t.Any) -> runner.Run:
+        wanted = json.dumps({"wanted": [{**guest, **more}]})
+        return runner.playbook(play, site.inventory([]), *login, "-e", wanted).ok()
+
+    assert run().changed == {"alpha": 1}
+    assert run().changed == {"alpha": 0}
+    as_user = [
+        "runuser",
+        "-u",
+        "tester",
+        "--",
+        "env",
+        "XDG_RUNTIME_DIR=/run/user/1000",
+        "virsh",
+        "-c",
+        "qemu:///session",
+    ]
+    assert alpha.run([*as_user, "list", "--name"]).stdout.split() == ["mine"]
+    assert "mine" not in site.guests("alpha")
+    made = alpha.run(["ls", folder]).stdout.split()
+    assert [name[:15] for name in made] == ["mine-cloud-init", "mine-root.qcow2"]
+    until("it counts", lambda: alpha.counter(f"{folder}/mine-root.qcow2").count > 0)
+    run(state="absent", delete={"disks": "owned"})
+    assert alpha.run(["ls", folder]).stdout == ""

@@ -1,4 +1,5 @@
 #!/bin/busybox sh
+# shellcheck shell=dash
 # A system of a few MiB: what a test wants of an installer, and of a guest with an agent and cloud-init.
 /bin/busybox --install -s /bin
 mount -t proc proc /proc

@@ -600,6 +600,11 @@ def test_who_still_runs_is_not_installed(watched):
 def test_free_space_is_known_before_a_folder_is_made(tmp_path, monkeypatch):
     asked = []
     real = os.statvfs
-    monkeypatch.setattr(storage.os, "statvfs", lambda path: asked.append(path) or real(path))
+
+    def statvfs(path):
+        asked.append(path)
+        return real(path)
+
+    monkeypatch.setattr(os, "statvfs", statvfs)
     assert storage.free(str(tmp_path / "a" / "b")) > 0
     assert asked == [str(tmp_path)]

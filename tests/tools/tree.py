@@ -2,8 +2,8 @@
 """Copy what belongs to the collection to where Ansible's own tools insist on finding it.
 
 ansible-test works only below ``…/ansible_collections/phyllome/virt`` and follows no symbolic link.
-The copy holds every file git knows or would add, without the programs that only we run (labs, tools,
-benchmarks): those are no Ansible content.
+The copy holds every file git knows or would add, without what only we run (tests, labs, tools,
+benchmarks): that is no Ansible content, and ruff and mypy judge it.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ OURS_ALONE = (
     "tests/metal/",
     "tests/requirements/",
     "tests/tools/",
-    "tests/unit/lab/",
-    "tests/unit/tools/",
+    "tests/unit/",
 )
 
 

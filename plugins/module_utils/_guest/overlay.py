@@ -131,7 +131,7 @@ def _rows(root: Element, path: str) -> t.Iterator[tuple[Field, t.Any]]:
             )
         if child.tag.startswith("{"):
             # qemu:commandline and the like: lists of things without names
-            yield _Whole(below, below, parent=path), _text(child)
+            yield _Whole(option=below, path=below, parent=path), _text(child)
         else:
             yield from _rows(child, below)
 

@@ -677,6 +677,10 @@ def _cell(root: Element, wanted: t.Mapping[str, t.Mapping[str, t.Any]]) -> t.Ite
         )
 
 
+def _row(group: str, option: str) -> Field:
+    return {row.option: row for row in DOMAIN[group]}[option]
+
+
 def _counted(root: Element) -> t.Iterator[PhyllomeError]:
     threads = int(root.findtext("iothreads") or 0)
     for found in root.findall("devices/disk/driver"):
@@ -687,8 +691,7 @@ def _counted(root: Element) -> t.Iterator[PhyllomeError]:
                 "Declare vcpus.iothreads.",
             )
     for option, maximum in (("pins", int(root.findtext("vcpu") or 1)), ("iothread_pins", threads + 1)):
-        row = next(row for row in DOMAIN["vcpus"] if row.option == option)
-        beyond = [key for key in row.read(root) if int(key) >= maximum]
+        beyond = [key for key in _row("vcpus", option).read(root) if int(key) >= maximum]
         if beyond:
             yield PhyllomeError(
                 f"vcpus.{option}: there is no {beyond[0]}", f"the last one is {maximum - 1}", "Correct the numbers."
@@ -728,8 +731,7 @@ def _display_parts(root: Element) -> t.Iterator[PhyllomeError]:
 
 
 def _shared_memory(root: Element) -> t.Iterator[PhyllomeError]:
-    shared = next(row for row in DOMAIN["memory"] if row.option == "shared").read(root)
-    if shared or root.findall("cpu/numa/cell[@memAccess='shared']"):
+    if _row("memory", "shared").read(root) or root.findall("cpu/numa/cell[@memAccess='shared']"):
         return
     if xml.first(root, "devices/filesystem/driver[@type='virtiofs']") is not None:
         yield PhyllomeError(

@@ -152,7 +152,7 @@ def built(bare: Site) -> Built:
     return Built(copy.deepcopy(web), check, before, after, first, bare.whole([web]))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def site(bare: Site, built: Built) -> Site:
     """Two Phyllome hosts."""
     built.first.ok()

@@ -18,9 +18,8 @@ WORDS = "console=ttyS0 quiet"
 
 
 @pytest.fixture(scope="module")
-def alpha(request: pytest.FixtureRequest) -> t.Iterator[Host]:
+def alpha(site: Site) -> t.Iterator[Host]:
     """A host with a kernel and an initrd."""
-    site: Site = request.getfixturevalue("site")
     host = site.fleet.host("alpha")
     for name in ("vmlinuz", "initrd"):
         host.put(linux.images() / name, f"/srv/{name}")

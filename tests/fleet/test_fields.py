@@ -1,0 +1,114 @@
+# Copyright: Contributors to the phyllome.virt project
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A guest with nearly everything declared: libvirt takes it, it starts, and the second run changes nothing."""
+
+from __future__ import annotations
+
+import typing as t
+
+import pytest
+
+from ansible_collections.phyllome.virt.tests.fleet.conftest import IMAGE, Site
+
+OFF = {"timeout": 1, "then": "destroy"}
+RICH: dict[str, t.Any] = {
+    "name": "rich",
+    "state": "running",
+    "profile": "legacy",
+    "shutdown": OFF,
+    "memory": {"size": "64MiB", "maximum": "1GiB", "slots": 2, "virtio_mem": {"size": "128MiB"}, "nodes": "0"},
+    "vcpus": {
+        "current": 1,
+        "maximum": 2,
+        "topology": {"sockets": 1, "cores": 2, "threads": 1},
+        "iothreads": 1,
+        "pins": {"0": "0"},
+        "emulator_pins": "0",
+        "iothread_pins": {"1": "0"},
+    },
+    "cpu": {"mode": "custom", "model": "Nehalem", "features": {"vme": False}},
+    "graphics": {"type": "vnc", "port": "5977", "password": "s3cr3t"},
+    "video": {"model": "vga"},
+    "sound": {"model": "ich9"},
+    "rng": {"backend": "builtin", "rate": {"bytes": 1024, "period": 1000}},
+    "watchdog": {"model": "i6300esb", "action": "none"},
+    "vsock": {"cid": "none"},
+    "channels": ["agent"],
+    "boot": {"menu": True, "timeout": 10},
+    "metadata": {"title": "Rich", "description": "one\ntwo <&>"},
+    "inputs": [{"id": "pen", "type": "tablet"}, {"id": "keys", "type": "keyboard", "bus": "virtio"}],
+    "filesystems": [{"id": "old", "source": "/srv", "driver": "9p", "readonly": True}],
+    "disks": [
+        {
+            "id": "root",
+            "size": "64MiB",
+            "source": {"path": IMAGE, "method": "linked"},
+            "cache": "writeback",
+            "detect_zeroes": "unmap",
+            "iothread": 1,
+            "serial": "S1",
+            "iotune": {"total_bytes_sec": "100MiB"},
+        },
+        {"id": "data", "size": "16MiB", "format": "raw", "bus": "scsi", "cache": "none"},
+    ],
+    "networks": [
+        {"id": "lan", "network": "default", "mtu": 1400},
+        {"id": "user", "user": True, "link": "down"},
+    ],
+    "xml": {"devices": {"root": '<disk><driver error_policy="report"/></disk>'}},
+}
+
+
+@pytest.fixture
+def rich(site: Site) -> t.Iterator[Site]:
+    try:
+        yield site
+    finally:
+        site.remove("rich", "secure")
+
+
+def test_a_guest_with_nearly_everything(rich: Site) -> None:
+    first = rich.module("phyllome_vm", "alpha", RICH)
+    assert first["changed"] and not first["pending"], first
+    assert "s3cr3t" not in str({name: told for name, told in first.items() if name != "invocation"}), first
+    assert first["guest"]["hotplug_slots_free"] >= 14
+    again = rich.module("phyllome_vm", "alpha", RICH)
+    assert (again["changed"], again["plan"], again["pending"]) == (False, [], []), again
+    assert rich.counted("alpha", "rich").count > 0
+
+    other: dict[str, t.Any] = {
+        "name": "rich",
+        "vcpus": {"current": 2, "maximum": 2},
+        "metadata": {"title": "Richer"},
+        "graphics": {"password": "0ther"},
+        "disks": [{"id": "root", "iotune": {"total_bytes_sec": "50MiB"}}],
+        "networks": [
+            {"id": "user", "link": "up"},
+        ],
+    }
+    changed = rich.module("phyllome_vm", "alpha", other)
+    assert {change["when"] for change in changed["plan"]} == {"live"}, changed
+    assert not changed["pending"], changed
+    live = rich.virsh("alpha", "dumpxml", "rich")
+    for part in (
+        "<title>Richer</title>",
+        "<total_bytes_sec>52428800<",
+        "<link state='up'/>",
+    ):
+        assert part in live
+    assert not rich.module("phyllome_vm", "alpha", other)["changed"]
+
+
+def test_secure_boot_changes_with_its_variables(rich: Site) -> None:
+    guest: dict[str, t.Any] = {"name": "secure", "memory": "64MiB", "vcpus": 1, "shutdown": OFF}
+    first = rich.module("phyllome_vm", "alpha", {**guest, "state": "paused", "firmware": {"secure_boot": False}})
+    store = f"/var/lib/libvirt/qemu/nvram/{first['guest']['uuid']}_VARS.fd"
+    alpha = rich.fleet.host("alpha")
+    plain = alpha.run(["md5sum", store]).stdout
+    assert rich.module("phyllome_vm", "alpha", {**guest, "state": "stopped"})["changed"]
+    reset = {**guest, "firmware": {"secure_boot": True, "nvram": "reset"}}
+    changed = rich.module("phyllome_vm", "alpha", {**reset, "state": "paused"})
+    assert {"firmware.nvram", "firmware.secure_boot"} <= {change["path"] for change in changed["plan"]}, changed
+    assert alpha.run(["md5sum", store]).stdout != plain
+    assert not rich.module("phyllome_vm", "alpha", {**reset, "state": "paused"})["changed"]

@@ -68,7 +68,9 @@ def test_autostart_is_not_in_the_definition(lab, there):
 def test_memory_changes_memory(lab, there):
     cells = ("cpu/numa/cell[@id='0']",) if there.config.find("cpu/numa") is not None else ()
     if len(there.config.findall("cpu/numa/cell")) > 1:
-        pytest.skip("which of its NUMA cells is meant has to be said")
+        with pytest.raises(PhyllomeError, match="each cell has memory of its own"):
+            decide(lab, there, memory="3GiB")
+        return
     decision = decide(lab, there, memory="3GiB")
     assert paths(decision) == ["memory", "owner"]
     parts = ("memory", "currentMemory", *cells)

@@ -18,7 +18,7 @@ from .tables import ALIAS, CDROMS, DISKS, FILESYSTEMS, HOSTDEVS, INPUTS, NETWORK
 
 if t.TYPE_CHECKING:
     from .._core.xml import Element
-    from .read import Host
+    from .read_host import Host
 
 
 def guest(name: str, uuid: str, profile: Profile, host: Host, vcpus: int, pointer: bool, ports: int) -> Element:

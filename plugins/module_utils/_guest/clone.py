@@ -37,6 +37,7 @@ if t.TYPE_CHECKING:
     from .identity import Identity, Places
     from .read import Guest
     from .spec import Wanted
+    from .world import World as Surroundings
 
 _OVERHEAD = 4 * 1024**2
 _NOWHERE = identity.Places("", "", "", "")
@@ -359,7 +360,7 @@ def foreseen(decision: Decision, world: World) -> Guest:
     )
 
 
-def as_made(world: read.World, guest: Guest) -> read.World:
+def as_made(world: Surroundings, guest: Guest) -> Surroundings:
     """The world in which the clone's files are there, for check mode."""
     files = {str(disk.path): True for disk in identity.of(guest.config, None, _NOWHERE).drives}
     return dataclasses.replace(world, exists={**world.exists, **files})

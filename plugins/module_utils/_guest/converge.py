@@ -21,6 +21,7 @@ from . import clone, domain, identity, plan, plan_first, read, spec
 from . import wait as waiting
 from .apply import LIVE, Apply, defines
 from .draft import Decision
+from .world import Look
 
 
 def converge(params: dict[str, t.Any], check: bool) -> dict[str, t.Any]:
@@ -36,7 +37,7 @@ def converge(params: dict[str, t.Any], check: bool) -> dict[str, t.Any]:
     """
     declared = spec.guests(params)
     with virt.session(params["uri"], keep_alive=True) as connection:
-        look = read.Look(connection, params["uri"])
+        look = Look(connection, params["uri"])
         if params.get("guests") is None:
             return _one(look, spec.accept(declared[0]), check)
         # All are begun before one of them is waited for: they install and boot side by side.
@@ -98,7 +99,7 @@ def _told(found: t.Any) -> dict[str, t.Any]:
     return domain.report(guest, waiting.addresses(found, guest.live))
 
 
-def _begun(look: read.Look, declared: dict[str, t.Any], check: bool) -> _Run | PhyllomeError:
+def _begun(look: Look, declared: dict[str, t.Any], check: bool) -> _Run | PhyllomeError:
     try:
         run = _Run(look, spec.accept(declared), check)
         run.begin()
@@ -117,7 +118,7 @@ def _ended(declared: dict[str, t.Any], run: _Run | PhyllomeError) -> dict[str, t
         return {"name": name, "failed": True, "changed": False, "msg": str(exc), **exc.facts}
 
 
-def _one(look: read.Look, wanted: spec.Wanted, check: bool) -> dict[str, t.Any]:
+def _one(look: Look, wanted: spec.Wanted, check: bool) -> dict[str, t.Any]:
     run = _Run(look, wanted, check)
     run.begin()
     return run.end()
@@ -132,7 +133,7 @@ class _Run:
         check: whether only to say what would be done.
     """
 
-    def __init__(self, look: read.Look, wanted: spec.Wanted, check: bool) -> None:
+    def __init__(self, look: Look, wanted: spec.Wanted, check: bool) -> None:
         self._look, self._wanted, self._check = look, wanted, check
         self._done = Plan()
         self._refused: dict[str, str] = {}
@@ -314,7 +315,7 @@ def _stuck(wanted: spec.Wanted, done: Plan, decision: Decision) -> None:
 
 
 def _decide(
-    look: read.Look, wanted: spec.Wanted, refused: t.Collection[str] = (), foreseen: read.Guest | None = None
+    look: Look, wanted: spec.Wanted, refused: t.Collection[str] = (), foreseen: read.Guest | None = None
 ) -> tuple[t.Any, read.Guest | None, Decision]:
     with virt.saying(f"Guest {wanted.name} cannot be looked up"):
         found, namesake = look.lookup(wanted)

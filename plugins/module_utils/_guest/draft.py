@@ -27,9 +27,10 @@ from .tables import ALIAS, device_id
 if t.TYPE_CHECKING:
     from .._core.fields import Field
     from .._core.xml import Element
-    from .read import Guest, World
+    from .read import Guest
     from .spec import Device, Wanted
     from .tables import DeviceKind
+    from .world import World
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -18,8 +18,9 @@ from .draft import Decision, Draft
 from .tables import BOOT, KINDS, device_id
 
 if t.TYPE_CHECKING:
-    from .read import Guest, World
+    from .read import Guest
     from .spec import Wanted
+    from .world import World
 
 
 def decide(wanted: Wanted, there: Guest | None, world: World, waits: t.Collection[str] = ()) -> Decision:

@@ -25,8 +25,9 @@ if t.TYPE_CHECKING:
     from .draft import Draft
     from .install import Install
     from .media import Medium
-    from .read import Guest, World
+    from .read import Guest
     from .seed import Seed
+    from .world import World
 
 _SECURE_BOOT = next(row for row in DOMAIN["firmware"] if row.option == "secure_boot")
 

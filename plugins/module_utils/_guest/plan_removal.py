@@ -21,8 +21,9 @@ from .plan_power import POWER, POWER_RESULT
 from .tables import DISKS, DOMAIN
 
 if t.TYPE_CHECKING:
-    from .read import Guest, World
+    from .read import Guest
     from .spec import Wanted
+    from .world import World
 
 
 _UNDEFINE = {

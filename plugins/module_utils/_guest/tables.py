@@ -9,6 +9,7 @@ PRIVATE to the collection: no promise of stability for users outside of it.
 
 from __future__ import annotations
 
+from .settle import settle
 from .table_devices import (
     ALIAS,
     BOOT,
@@ -26,7 +27,7 @@ from .table_devices import (
     host_device,
     unfit,
 )
-from .table_guest import DOMAIN, settle
+from .table_guest import DOMAIN
 
 __all__ = [
     "ALIAS",

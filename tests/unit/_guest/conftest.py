@@ -12,7 +12,15 @@ import typing
 import pytest
 
 from ansible_collections.phyllome.virt.plugins.module_utils._core import xml
-from ansible_collections.phyllome.virt.plugins.module_utils._guest import domain, plan, read, spec, tables
+from ansible_collections.phyllome.virt.plugins.module_utils._guest import (
+    domain,
+    plan,
+    read,
+    read_host,
+    spec,
+    tables,
+    world,
+)
 from ansible_collections.phyllome.virt.plugins.module_utils._guest.storage import Image
 
 DOMAINS = pathlib.Path(__file__).parent / "domains"
@@ -23,7 +31,7 @@ IMAGES = "/var/lib/libvirt/images"
 class Lab:
     """What a test says: ``lab.decide(lab.guest("linux"), name="web", ...)``."""
 
-    host = read.Host(
+    host = read_host.Host(
         type="qemu",
         arch="x86_64",
         hyperv=frozenset({"spinlocks"}),
@@ -75,9 +83,9 @@ class Lab:
 
     def world(self, wanted, there=None, **over):
         """All is well: pool images, network default, images exist, files of the guest exist, nothing else does."""
-        pools = {"images": read.Pool("dir", IMAGES, True)}
-        paths = dict(read._paths(wanted, there, {**pools, **over.get("pools", {})}))
-        used = set(read._of_guest(there))
+        pools = {"images": read_host.Pool("dir", IMAGES, True)}
+        paths = dict(world._paths(wanted, there, {**pools, **over.get("pools", {})}))
+        used = set(world._of_guest(there))
         cdroms = {device.values.get("path") for device in wanted.devices.get("cdroms", ())} - {None, ""}
         sources = {disk.source.path for disk in wanted.devices.get("disks", ()) if disk.source}
         exists = {
@@ -99,7 +107,7 @@ class Lab:
         }
         for name, value in over.items():
             values[name] = {**values[name], **value} if isinstance(values.get(name), dict) else value
-        return read.World(**values)
+        return world.World(**values)
 
     def decide(self, there=None, world=None, **options):
         wanted = spec.accept({"name": "web", **options})

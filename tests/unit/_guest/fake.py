@@ -17,7 +17,7 @@ import types
 import typing as t
 
 from ansible_collections.phyllome.virt.plugins.module_utils._core import virt, xml
-from ansible_collections.phyllome.virt.plugins.module_utils._guest import converge, live, read, spec, storage
+from ansible_collections.phyllome.virt.plugins.module_utils._guest import converge, live, spec, storage, world
 
 GIB = 1024**3
 _CAPABILITIES = (pathlib.Path(__file__).parent / "domains/capabilities-qemu.xml").read_text()
@@ -306,7 +306,7 @@ class Hypervisor:
         check = options.pop("check", False)
         wanted = spec.accept({"name": "web", **options})
         wanted = dataclasses.replace(wanted, unplug_timeout=wanted.unplug_timeout / 100)
-        return converge._one(read.Look(self, "qemu:///system"), wanted, check)
+        return converge._one(world.Look(self, "qemu:///system"), wanted, check)
 
     def guest(self, name: str = "web") -> Domain:
         return next(found for found in self.domains if found.name() == name)

@@ -20,7 +20,7 @@ from ansible_collections.phyllome.virt.plugins.module_utils._guest import (
     converge,
     draft,
     plan_power,
-    read,
+    read_host,
     spec,
     tables,
 )
@@ -320,7 +320,9 @@ def test_capabilities_are_read_as_libvirt_writes_them(lab):
             raise LibvirtError("the accel 'kvm' is not supported")
         return text
 
-    host = read.host(types.SimpleNamespace(getInfo=lambda: ["x86_64"], getDomainCapabilities=capabilities), "/store")
+    host = read_host.host(
+        types.SimpleNamespace(getInfo=lambda: ["x86_64"], getDomainCapabilities=capabilities), "/store"
+    )
     assert (host.type, host.uefi, host.secure_boot, host.tpm) == ("qemu", True, True, frozenset({"tpm-tis", "tpm-crb"}))
     assert {"vnc", "spice"} <= host.graphics
     assert {"virtio", "vga"} <= host.video
@@ -329,7 +331,7 @@ def test_capabilities_are_read_as_libvirt_writes_them(lab):
         raise LibvirtError("unknown architecture")
 
     with pytest.raises(PhyllomeError, match="cannot run guests of machine type q35"):
-        read.host(types.SimpleNamespace(getInfo=lambda: ["riscv64"], getDomainCapabilities=none), "/store")
+        read_host.host(types.SimpleNamespace(getInfo=lambda: ["riscv64"], getDomainCapabilities=none), "/store")
 
 
 # Documentation

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from ansible_collections.phyllome.virt.plugins.module_utils._core import xml
 from ansible_collections.phyllome.virt.plugins.module_utils._core.errors import PhyllomeError
-from ansible_collections.phyllome.virt.plugins.module_utils._guest import domain, read
+from ansible_collections.phyllome.virt.plugins.module_utils._guest import domain, read_host
 from ansible_collections.phyllome.virt.plugins.module_utils._guest.domain import Marker, Volume
 from ansible_collections.phyllome.virt.plugins.module_utils._guest.storage import Image
 
@@ -93,7 +93,7 @@ def test_windows_gets_what_windows_wants(lab):
 
 
 def kvm(lab, hyperv):
-    return {"host": read.Host(**{**vars(lab.host), "type": "kvm", "hyperv": hyperv})}
+    return {"host": read_host.Host(**{**vars(lab.host), "type": "kvm", "hyperv": hyperv})}
 
 
 def enlightened(lab, hyperv, **options):
@@ -399,9 +399,13 @@ def test_the_base_of_an_external_snapshot_is_what_was_declared(lab):
     ("disk", "world", "text"),
     [
         ({"size": "1GiB"}, {"pools": {"images": None}}, "disks.root.pool: images: this host has no such storage pool"),
-        ({"size": "1GiB"}, {"pools": {"images": read.Pool("dir", IMAGES, False)}}, "images: it is not active"),
-        ({"size": "1GiB"}, {"pools": {"images": read.Pool("logical", "/dev/vg", True)}}, "images: its type is logical"),
-        ({"size": "1GiB"}, {"pools": {"images": read.Pool("rbd", None, True)}}, "images: it has no directory"),
+        ({"size": "1GiB"}, {"pools": {"images": read_host.Pool("dir", IMAGES, False)}}, "images: it is not active"),
+        (
+            {"size": "1GiB"},
+            {"pools": {"images": read_host.Pool("logical", "/dev/vg", True)}},
+            "images: its type is logical",
+        ),
+        ({"size": "1GiB"}, {"pools": {"images": read_host.Pool("rbd", None, True)}}, "images: it has no directory"),
         ({"size": "1GiB", "path": "/no/x.qcow2"}, {}, "disks.root: /no is not a directory"),
         ({"size": "1GiB"}, {"free": {IMAGES: 1024}}, f"disks: 4MiB are needed in {IMAGES}: 0MiB are free there"),
         (
@@ -456,7 +460,7 @@ def test_everything_that_is_wrong_is_said_at_once(lab):
             "exists": {"/img": False, ISO: False},
             "networks": {"dmz": None},
             "bridges": {"br9": None},
-            "host": read.Host(**{**vars(lab.host), "uefi": False}),
+            "host": read_host.Host(**{**vars(lab.host), "uefi": False}),
         },
     )
     for part in ("6 reasons", "memory", "/img", ISO, "dmz", "br9", "firmware.type: uefi"):
@@ -480,7 +484,7 @@ def test_everything_that_is_wrong_is_said_at_once(lab):
     ],
 )
 def test_what_the_host_does_not_offer_is_said(lab, host, options, text):
-    assert text in said(lab, world={"host": read.Host(**{**vars(lab.host), **host})}, **options)
+    assert text in said(lab, world={"host": read_host.Host(**{**vars(lab.host), **host})}, **options)
 
 
 # Who may be changed

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from ansible_collections.phyllome.virt.plugins.module_utils._core import xml
 from ansible_collections.phyllome.virt.plugins.module_utils._core.errors import PhyllomeError
-from ansible_collections.phyllome.virt.plugins.module_utils._guest import read, spec, values
+from ansible_collections.phyllome.virt.plugins.module_utils._guest import read_host, spec, values
 from ansible_collections.phyllome.virt.plugins.module_utils._guest.profiles import PROFILES
 from ansible_collections.phyllome.virt.plugins.module_utils._guest.tables import DOMAIN, KINDS
 
@@ -502,7 +502,7 @@ def test_cards_are_numbered_and_keep_their_numbers(lab):
     ],
 )
 def test_what_the_host_does_not_have_is_said(lab, options, world, text):
-    host = read.Host(
+    host = read_host.Host(
         **{
             **vars(lab.host),
             "vcpus": 288,
@@ -523,7 +523,7 @@ def test_what_the_host_does_not_have_is_said(lab, options, world, text):
     [({"vsock": {"cid": "auto"}}, "/dev/vhost-vsock"), ({"graphics": {"type": "vnc", "gl": "headless"}}, "/dev/dri")],
 )
 def test_what_a_start_needs_of_the_host_is_said(lab, options, file):
-    host = read.Host(**{**vars(lab.host), "graphics": frozenset({"vnc", "spice", "egl-headless"})})
+    host = read_host.Host(**{**vars(lab.host), "graphics": frozenset({"vnc", "spice", "egl-headless"})})
     around = {"host": host, "exists": {file: False}}
     assert f"this host has no {file}" in said(lab, world=around, **options)
     assert lab.decide(world=around, state="present", **options).plan.changed

@@ -1,0 +1,397 @@
+# Copyright: Contributors to the phyllome.virt project
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""All that a plan for a guest depends on besides the guest itself. Decides nothing.
+
+PRIVATE to the collection: no promise of stability for users outside of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import typing as t
+import urllib.parse
+
+from .._core import virt, xml
+from .._core.errors import PhyllomeError
+from .._core.names import guest_uuid
+from . import build, domain, read_host, storage
+from .identity import places, snapshot_folder
+from .plan_power import DRI, VSOCK
+from .read import linked
+from .read_first import First, first_disk, look
+from .read_host import Host, Pool
+from .spec import Device, Wanted
+from .tables import CDROMS, DISKS, DOMAIN, HOSTDEVS, KINDS, NETWORKS, TARGET, host_device
+
+if t.TYPE_CHECKING:
+    from .._core.xml import Element
+    from .read import Guest
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """All that a plan depends on besides the guest itself; None and a missing key mean that it was not looked at.
+
+    Attributes:
+        host: see Host; only where something new needs it.
+        memory: bytes of the host.
+        namesake: uuid and name of another domain that has the guest's name or uuid.
+        pools: by name; None for one that does not exist.
+        networks: whether it is active, by name; None for one that does not exist.
+        bridges: True, or None for one that does not exist, by name.
+        paths: path of each declared disk's file, by id.
+        exists: whether there is a file, by path.
+        images: what is in a file, by path, or why it is no image.
+        chains: files of a disk from its overlay down to its base, by path of the overlay.
+        free: bytes that are free, by directory.
+        users: names of other guests that use a file, by path.
+        libvirt: its version, as virConnectGetLibVersion has it.
+        first: what a first boot depends on.
+        cpus: how many processors the host has.
+        hugepages: how many are free, by their size in bytes.
+        devices: whether the host has it, by ``table_devices.host_device``.
+        owners: names of other guests that have such a device.
+        clones: names of guests whose disks are based on the guest's; only where it may be started.
+        snapshots: folder of its snapshots, see vm_snapshot; only where it shall be absent and has one.
+    """
+
+    host: Host | None = None
+    memory: int = 0
+    namesake: tuple[str, str] | None = None
+    pools: t.Mapping[str, Pool | None] = dataclasses.field(default_factory=dict)
+    networks: t.Mapping[str, bool | None] = dataclasses.field(default_factory=dict)
+    bridges: t.Mapping[str, bool | None] = dataclasses.field(default_factory=dict)
+    paths: t.Mapping[str, str] = dataclasses.field(default_factory=dict)
+    exists: t.Mapping[str, bool] = dataclasses.field(default_factory=dict)
+    images: t.Mapping[str, storage.Image | PhyllomeError] = dataclasses.field(default_factory=dict)
+    chains: t.Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    free: t.Mapping[str, int] = dataclasses.field(default_factory=dict)
+    users: t.Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    libvirt: int = 0
+    first: First = dataclasses.field(default_factory=First)
+    cpus: int | None = None
+    hugepages: t.Mapping[int, int] = dataclasses.field(default_factory=dict)
+    devices: t.Mapping[str, bool] = dataclasses.field(default_factory=dict)
+    owners: t.Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    clones: tuple[str, ...] = ()
+    snapshots: str | None = None
+
+
+class Look:
+    """One run's view of a host: what several guests ask for is read once.
+
+    Args:
+        connection: a ``libvirt.virConnect``.
+        uri: that it was opened with.
+
+    Raises:
+        PhyllomeError: the URI names another host; files are read and made on this one.
+    """
+
+    def __init__(self, connection: t.Any, uri: str) -> None:
+        parts = urllib.parse.urlsplit(uri)
+        if parts.netloc or "+" in parts.scheme:
+            raise PhyllomeError(
+                f"uri: {uri!r} is on another host",
+                "the guest's files are made where this module runs",
+                "Run the task on that host, with a local URI such as qemu:///system.",
+            )
+        self.connection, self.uri = connection, uri
+        self._session = parts.path == "/session"
+        self._home = read_host.user_images() if self._session else None
+        self.fleeting = self._session and os.getuid() != 0 and not read_host.lingers()
+        """Whether guests end with the login of the user whose they are."""
+        with virt.saying("Cannot ask libvirt about this host"):
+            self._libvirt = connection.getLibVersion()
+            info = connection.getInfo()
+            self._memory, self._cpus = info[1] * 1024**2, info[2]
+        self._host: Host | None = None
+        self._pools: dict[str, Pool | None] = {}
+        self._networks: dict[str, bool | None] = {}
+        self._images: dict[str, storage.Image | PhyllomeError] = {}
+        self._linked: dict[str, tuple[str, ...]] | None = None
+
+    def lookup(self, wanted: Wanted) -> tuple[t.Any, tuple[str, str] | None]:
+        """The wanted guest's domain or None, and uuid and name of a domain that stands in its way or None."""
+        named = virt.found(lambda: self.connection.lookupByName(wanted.name))
+        if wanted.uuid is not None and named is not None and named.UUIDString() != wanted.uuid:
+            return None, (named.UUIDString(), wanted.name)
+        if named is not None:
+            return named, None
+        uuid = wanted.uuid or guest_uuid(wanted.name)
+        other = virt.found(lambda: self.connection.lookupByUUIDString(uuid))
+        return None, None if other is None else (uuid, other.name())
+
+    def world(self, wanted: Wanted, there: Guest | None, namesake: tuple[str, str] | None) -> World:
+        """What a plan for this guest depends on.
+
+        Raises:
+            PhyllomeError: libvirt does not tell.
+        """
+        with virt.saying("Cannot ask libvirt about this host"):
+            base = World(namesake=namesake, libvirt=self._libvirt, memory=self._memory, cpus=self._cpus)
+            if wanted.state == "absent":
+                if there is None:
+                    return base
+                folder = snapshot_folder(places(self.uri), there.uuid)
+                kept = folder if os.path.isdir(folder) else None
+                return dataclasses.replace(base, users=self._users(there), snapshots=kept)
+            return self._around(wanted, there, base)
+
+    def _around(self, wanted: Wanted, there: Guest | None, base: World) -> World:
+        disks, cdroms, cards = (wanted.devices.get(kind.option, ()) for kind in (DISKS, CDROMS, NETWORKS))
+        new = [disk for disk in disks if there is None or domain.device(DISKS, there.config, disk.id) is None]
+        pools = {
+            disk.pool or "images": self._pool(disk.pool or "images")
+            for disk in new
+            if not {"path", "block"} & set(disk.values)
+        }
+        paths = dict(_paths(wanted, there, pools))
+        files = {*paths.values(), *(card.values["path"] for card in cdroms if card.values.get("path"))}
+        files.update(disk.source.path for disk in disks if disk.source)
+        files.update(_of_guest(there))
+        files.update(_of_host(wanted), (VSOCK, DRI))
+        host = self._hosts() if there is None or _needs_host(wanted, there) else None
+        if there is None and host is not None:
+            files.add(build.store(host, wanted.uuid or guest_uuid(wanted.name)))
+        exists = {path: os.path.exists(path) for path in files}
+        images = {
+            path: self._image(path, None)
+            for disk, path in ((disk, paths.get(disk.id)) for disk in disks)
+            if path and exists[path] and _uncounted(there, disk)
+        }
+        for disk in disks:
+            path = paths.get(disk.id)
+            if disk.source and path and not exists[path] and exists[disk.source.path]:
+                images[disk.source.path] = self._image(disk.source.path, disk.source.checksum)
+        named = _host_devices(wanted, there)
+        directories = {os.path.dirname(path) for path in paths.values()}
+        return dataclasses.replace(
+            base,
+            host=host,
+            pools=pools,
+            networks={name: self._network(name) for name in _named(cards, there, "network")},
+            bridges={name: read_host.bridge(name) for name in _named(cards, there, "bridge")},
+            paths=paths,
+            exists=exists,
+            images=images,
+            chains=dict(_chains(disks, there)),
+            free={
+                directory: storage.free(directory)
+                for directory in directories
+                if os.path.isdir(directory) or directory == self._home
+            },
+            first=self._first(wanted, there, paths),
+            hugepages=read_host.hugepages(),
+            devices={name: read_host.plugged_in(name) for name in named},
+            owners=self._owners(wanted, there, named),
+            clones=self._clones(wanted, there),
+        )
+
+    def _clones(self, wanted: Wanted, there: Guest | None) -> tuple[str, ...]:
+        """Linked clones of a guest that may be started now."""
+        if there is None or there.state in ("running", "paused") or wanted.state not in ("running", "paused"):
+            return ()
+        if self._linked is None:
+            self._linked = linked(self.connection)
+        return self._linked.get(there.uuid, ())
+
+    def _first(self, wanted: Wanted, there: Guest | None, paths: t.Mapping[str, str]) -> First:
+        if wanted.cloud_init is None and wanted.install is None:
+            return First()
+        disk = first_disk(wanted, there, paths)
+        pool = self._pool(next((disk.pool for disk in wanted.devices.get(DISKS.option, ()) if disk.pool), "images"))
+        directory = pool.directory if pool is not None else None
+        if directory is None and disk is not None and not disk.startswith("/dev/"):
+            directory = os.path.dirname(disk)
+        found = None if there is None else virt.found(lambda: self.connection.lookupByUUIDString(there.uuid))
+        return look(found, wanted, there, directory, disk)
+
+    def _pool(self, name: str) -> Pool | None:
+        if name not in self._pools:
+            found = virt.found(lambda: self.connection.storagePoolLookupByName(name))
+            if found is not None:
+                root = xml.parse(found.XMLDesc())
+                path = xml.first(root, "target/path")
+                directory = None if path is None else path.text
+                self._pools[name] = Pool(root.get("type", ""), directory, bool(found.isActive()))
+            elif self._home is not None and name == "images":
+                # An ordinary user has no pools, and a place for images all the same.
+                self._pools[name] = Pool("dir", self._home, True)
+            else:
+                self._pools[name] = None
+        return self._pools[name]
+
+    def _network(self, name: str) -> bool | None:
+        if name not in self._networks:
+            found = virt.found(lambda: self.connection.networkLookupByName(name))
+            self._networks[name] = None if found is None else bool(found.isActive())
+        return self._networks[name]
+
+    def _image(self, path: str, checksum: str | None) -> storage.Image | PhyllomeError:
+        key = f"{path} {checksum}"
+        if key not in self._images:
+            try:
+                self._images[key] = storage.inspect(path, checksum)
+            except PhyllomeError as exc:
+                self._images[key] = exc
+        return self._images[key]
+
+    def forget_images(self) -> None:
+        """Files have been made or have grown: look again."""
+        self._images.clear()
+
+    def forget_clones(self) -> None:
+        """A clone has been made: look again."""
+        self._linked = None
+
+    def _hosts(self) -> Host:
+        if self._host is None:
+            self._host = read_host.host(self.connection, domain.store_directory(self._session))
+        return self._host
+
+    def _owners(self, wanted: Wanted, there: Guest | None, named: set[str]) -> dict[str, tuple[str, ...]]:
+        """Which other guests have these devices of the host, running or not."""
+        owners: dict[str, tuple[str, ...]] = {}
+        if not named or not wanted.devices.get(HOSTDEVS.option):
+            return owners
+        for other in self.connection.listAllDomains():
+            if there is None or other.UUIDString() != there.uuid:
+                root = xml.parse(other.XMLDesc())
+                held = [*root.findall("devices/hostdev"), *root.findall("devices/interface[@type='hostdev']")]
+                for name in {host_device(found) or "" for found in held} & named:
+                    owners[name] = (*owners.get(name, ()), other.name())
+        return owners
+
+    def _users(self, there: Guest) -> dict[str, tuple[str, ...]]:
+        """Which other guests use the files that are ours."""
+        ours = domain.marker(there.config)
+        users: dict[str, tuple[str, ...]] = {volume.path: () for volume in (ours.volumes if ours else ())}
+        if not users:
+            return users
+        real = {os.path.realpath(path): path for path in users}
+        for other in self.connection.listAllDomains():
+            if other.UUIDString() == there.uuid:
+                continue
+            sources = {source for root in _roots(other) for source in self._sources(root)}
+            below = {os.path.realpath(file) for source in sources for file in (source, *storage.chain(source))}
+            for path in below & set(real):
+                users[real[path]] += (other.name(),)
+        return users
+
+    def _sources(self, root: Element) -> t.Iterator[str]:
+        """Files that a definition names, directly or as volumes of pools."""
+        for found in root.iter("source", "memory", "nvram"):
+            if found.get("file"):
+                yield found.get("file", "")
+            pool, volume = found.get("pool"), found.get("volume")
+            if pool and volume:
+                known = virt.found(lambda: self.connection.storagePoolLookupByName(pool))  # noqa: B023
+                known = known and virt.found(lambda: known.storageVolLookupByName(volume))  # noqa: B023
+                if known is not None:
+                    yield known.path()
+
+
+def _roots(found: t.Any) -> t.Iterator[Element]:
+    """All that libvirt knows of a guest: running, defined, and as it was at its snapshots."""
+    for flags in (0, virt.libvirt.VIR_DOMAIN_XML_INACTIVE):
+        yield xml.parse(found.XMLDesc(flags))
+    for snapshot in found.listAllSnapshots():
+        yield xml.parse(snapshot.getXMLDesc())
+
+
+def _paths(wanted: Wanted, there: Guest | None, pools: t.Mapping[str, Pool | None]) -> t.Iterator[tuple[str, str]]:
+    ours = None if there is None else domain.marker(there.config)
+    for disk in wanted.devices.get(DISKS.option, ()):
+        if "block" in disk.values:
+            continue
+        found = None if there is None else domain.device(DISKS, there.config, disk.id)
+        kept = ours.volume(disk.id) if ours else None
+        if found is not None:
+            path = DISKS.row("path").read(found)
+        elif "path" in disk.values:
+            path = disk.values["path"]
+        elif kept is not None:
+            path = kept.path
+        else:
+            pool = pools[disk.pool or "images"]
+            if pool is None or pool.directory is None:
+                continue
+            path = f"{pool.directory}/{wanted.name}-{disk.id}.{disk.values.get('format', 'qcow2')}"
+        if path:
+            yield disk.id, path
+
+
+def _of_guest(there: Guest | None) -> t.Iterator[str]:
+    """Files that the guest needs to start."""
+    for kind in (DISKS, CDROMS):
+        for found in [] if there is None else kind.elements(there.config):
+            path = kind.row("path").read(found)
+            if path:
+                yield path
+
+
+def _of_host(wanted: Wanted) -> t.Iterator[str]:
+    """Devices and directories of the host that are declared by their paths."""
+    for option, name in (("disks", "block"), ("filesystems", "source"), ("inputs", "path"), ("networks", "direct")):
+        for device in wanted.devices.get(option, ()):
+            if name in device.values:
+                yield f"/sys/class/net/{device.values[name]}" if name == "direct" else device.values[name]
+
+
+def _host_devices(wanted: Wanted, there: Guest | None) -> set[str]:
+    """Names of the host's devices that the guest has or will have."""
+    held = [] if there is None else [host_device(found) for found in HOSTDEVS.elements(there.config)]
+    return {name for name in (*held, *(_declared(device) for device in wanted.devices.get("hostdevs", ()))) if name}
+
+
+def _declared(device: Device) -> str | None:
+    made = xml.element(HOSTDEVS.tag)
+    for row in HOSTDEVS.rows:
+        if row.option in device.values:
+            row.write(made, device.values[row.option])
+    return host_device(made)
+
+
+def _uncounted(there: Guest | None, disk: Device) -> bool:
+    """Whether libvirt has not told the disk's size already."""
+    found = None if there is None else domain.device(DISKS, there.config, disk.id)
+    return found is None or there is None or TARGET.read(found) not in there.blocks
+
+
+def _needs_host(wanted: Wanted, there: Guest) -> bool:
+    """Whether something is declared that the guest does not have yet, and that not every host offers."""
+    fields = any(
+        row.option in values and row.read(there.config) != values[row.option]
+        for group, values in wanted.fields.items()
+        for row in DOMAIN[group]
+        if row.offered or group in ("", "vcpus", "graphics", "firmware")
+    )
+    return fields or any(
+        row.option in device.values and (found is None or row.read(found) != device.values[row.option])
+        for kind in KINDS
+        for device in wanted.devices.get(kind.option, ())
+        for found in (domain.device(kind, there.config, device.id),)
+        for row in kind.rows
+        if row.offered
+    )
+
+
+def _named(cards: t.Iterable[Device], there: Guest | None, option: str) -> set[str]:
+    declared = {card.values[option] for card in cards if option in card.values}
+    present = (
+        set() if there is None else {NETWORKS.row(option).read(found) for found in NETWORKS.elements(there.config)}
+    )
+    return {name for name in declared | present if name}
+
+
+def _chains(disks: t.Iterable[Device], there: Guest | None) -> t.Iterator[tuple[str, tuple[str, ...]]]:
+    """Only where a declared path is not what the definition has: an external snapshot may stand in between."""
+    for disk in disks:
+        found = None if there is None else domain.device(DISKS, there.config, disk.id)
+        path = None if found is None else DISKS.row("path").read(found)
+        if path and disk.values.get("path", path) != path:
+            yield path, (path, *storage.chain(path))

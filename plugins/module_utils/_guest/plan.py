@@ -82,7 +82,12 @@ def _guard(wanted: Wanted, there: Guest | None, world: World) -> None:
         mark = domain.migration(there.config) or {}
         raise PhyllomeError(
             f"Guest {there.name} is being moved to another host",
-            f"state {there.state} ({there.reason}), move {mark.get('op_id', 'not ours')}, phase {mark.get('phase', '?')}",
+            f"state {there.state} ({there.reason}), move {mark.get('op_id', 'not ours')}, phase {mark.get('phase', '?')}"
+            + (
+                f", from {mark['source']} to {mark['destination']}; it is not started meanwhile"
+                if "source" in mark
+                else ""
+            ),
             "Let vm_migrate finish: run the playbook that moves it again.",
         )
     if not there.persistent:

@@ -82,6 +82,7 @@ class Mover:
             phase="moving",
             power="off" if mode == "cold" else awake,
             autostart=own.autostart if own else view.source.autostart,
+            fenced=mode != "cold",
         )
         with virt.saying(f"Cannot prepare the guest {view.name} on {view.source.host}"):
             _write_mark(domain, mark)
@@ -154,6 +155,7 @@ class Mover:
         params: dict[str, t.Any] = {
             lib.VIR_MIGRATE_PARAM_URI: f"tcp://[{address}]" if ":" in address else f"tcp://{address}",
             lib.VIR_MIGRATE_PARAM_LISTEN_ADDRESS: address,
+            lib.VIR_MIGRATE_PARAM_PERSIST_XML: _unfenced(domain),
         }
         if guest.disks:
             flags |= lib.VIR_MIGRATE_NON_SHARED_DISK
@@ -495,12 +497,28 @@ def _resolve(host: str) -> str:
 
 
 def _write_mark(domain: t.Any, mark: Mark | None) -> None:
-    """Write our mark, or remove it. Never while a migration runs: it would block until its end."""
+    """Write our mark, or remove it. Never while a migration runs: it would block until its end.
+
+    Only the definition is fenced: what runs travels as it is, and the destination may start it.
+    """
     lib = virt.libvirt
-    flags = lib.VIR_DOMAIN_AFFECT_CONFIG | (lib.VIR_DOMAIN_AFFECT_LIVE if domain.isActive() else 0)
-    domain.setMetadata(
-        lib.VIR_DOMAIN_METADATA_ELEMENT, mark.dump() if mark else None, "phyllome-migration", xml.MIGRATION_NS, flags
+    places = [(lib.VIR_DOMAIN_AFFECT_CONFIG, mark)]
+    if domain.isActive():
+        places.append((lib.VIR_DOMAIN_AFFECT_LIVE, dataclasses.replace(mark, fenced=False) if mark else None))
+    for flags, one in places:
+        text = one.dump() if one else None
+        domain.setMetadata(lib.VIR_DOMAIN_METADATA_ELEMENT, text, "phyllome-migration", xml.MIGRATION_NS, flags)
+
+
+def _unfenced(domain: t.Any) -> str:
+    """The definition that the destination gets."""
+    lib = virt.libvirt
+    root = xml.parse(
+        domain.XMLDesc(lib.VIR_DOMAIN_XML_INACTIVE | lib.VIR_DOMAIN_XML_SECURE | lib.VIR_DOMAIN_XML_MIGRATABLE)
     )
+    for element in root.findall(f"metadata/{{{xml.MIGRATION_NS}}}migration"):
+        element.set("fenced", "no")
+    return xml.dump(root)
 
 
 def _undefine_flags() -> int:

@@ -56,6 +56,7 @@ class Mark:
         phase: ``moving`` until the destination owns the guest, then ``done``.
         power: how the guest was before and has to be afterwards.
         autostart: whether the guest started with the source host; at the source it is off meanwhile.
+        fenced: the guest must not be started where it bears this mark (the hook of role hypervisor).
     """
 
     op_id: str
@@ -65,11 +66,13 @@ class Mark:
     phase: Phase
     power: Power
     autostart: bool
+    fenced: bool = False
 
     def dump(self) -> str:
         """The element, as virDomainSetMetadata takes it: without its namespace."""
         values = {name: str(value) for name, value in dataclasses.asdict(self).items()}
-        values["autostart"] = "yes" if self.autostart else "no"
+        for name in ("autostart", "fenced"):
+            values[name] = "yes" if getattr(self, name) else "no"
         return xml.dump(xml.element("migration", None, **values)).strip()
 
 
@@ -91,6 +94,7 @@ def parse_mark(text: str | None) -> Mark | None:
             phase=_PHASES[values["phase"]],
             power=_POWERS[values["power"]],
             autostart=values["autostart"] == "yes",
+            fenced=values.get("fenced") == "yes",
         )
     except (KeyError, ValueError) as exc:
         raise PhyllomeError(

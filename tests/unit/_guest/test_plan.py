@@ -564,10 +564,12 @@ def test_a_guest_that_is_being_moved_is_left_alone(lab, over, state):
 def test_an_unfinished_move_that_is_noted_counts_as_well(lab):
     for phase, moving in (("moving", True), ("done", False)):
         there = lab.guest("linux")
-        mark = xml.parse(f'<m:migration xmlns:m="{xml.MIGRATION_NS}" op_id="42" phase="{phase}"/>')
+        mark = xml.parse(
+            f'<m:migration xmlns:m="{xml.MIGRATION_NS}" op_id="42" source="alpha" destination="beta" phase="{phase}"/>'
+        )
         there.config.find("metadata").append(mark)
         if moving:
-            assert "move 42, phase moving" in said(lab, there)
+            assert "move 42, phase moving, from alpha to beta; it is not started meanwhile" in said(lab, there)
         else:
             assert lab.seen(lab.decide(there)) == [("state", "stopped", "running")]
 

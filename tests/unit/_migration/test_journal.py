@@ -28,6 +28,7 @@ marks = st.builds(
     phase=st.sampled_from(["moving", "done"]),
     power=st.sampled_from(["running", "paused", "off"]),
     autostart=st.booleans(),
+    fenced=st.booleans(),
 )
 
 

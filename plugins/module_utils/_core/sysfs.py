@@ -223,6 +223,16 @@ class Tree:
         real = self._real(path)
         return self._unread(path, "too many links") if real is None else real
 
+    def log(self) -> tuple[str, ...] | None:
+        """The kernel's log, as far as it still has it; None when it may not be read.
+
+        Records are ``priority,number,time,flags;text`` (https://docs.kernel.org/ABI/testing/dev-kmsg.html).
+        """
+        data = self.data("dev/kmsg", 1 << 25) if self.exists("dev/kmsg") else None
+        if data is None:
+            return None
+        return tuple(line.partition(";")[2].strip() for line in data.decode("utf-8", "replace").splitlines())
+
     def note(self, path: str, why: str) -> None:
         """Count a file as unread: it was read, and what it says cannot be."""
         self._unread(path, why)

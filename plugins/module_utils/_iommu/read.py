@@ -287,12 +287,8 @@ def _config(tree: Tree, kernel: str | None) -> dict[str, str] | None:
 
 
 def _log(tree: Tree) -> tuple[str, ...] | None:
-    """Records of /dev/kmsg: ``priority,number,time,flags;text`` (https://docs.kernel.org/ABI/testing/dev-kmsg.html)."""
-    data = tree.data("dev/kmsg", 32 * MIB) if tree.exists("dev/kmsg") else None
-    if data is None:
-        return None
-    lines = (line.partition(";")[2].strip() for line in data.decode("utf-8", "replace").splitlines())
-    return tuple(line for line in lines if is_of_iommu(line))
+    lines = tree.log()
+    return None if lines is None else tuple(line for line in lines if is_of_iommu(line))
 
 
 def is_of_iommu(line: str) -> bool:

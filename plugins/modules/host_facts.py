@@ -145,7 +145,7 @@ ansible_facts:
           returned: with V(reboot) in O(gather)
           sample: {required: true, why: [/run/reboot-required is there]}
         evacuated:
-          description: Names of the guests that the playbook C(phyllome.virt.evacuate) took away from here. Null if it did not.
+          description: Names of the guests that were taken away from here when the host was evacuated. Null if it was not.
           type: list
           elements: str
           returned: with V(evacuated) in O(gather)

@@ -105,28 +105,17 @@ options:
     type: raw
   cpu:
     description:
-      - Virtual CPU. A new guest gets V(host-model), on hosts without KVM V(maximum).
-    type: dict
-    suboptions:
-      mode:
-        description:
-          - V(host-model) is all of this host's CPU that libvirt can name and move. V(host-passthrough) is the host's CPU itself. V(maximum) is all
-            that QEMU can do. V(custom) is what O(cpu.model) says.
-        type: str
-        choices: [host-model, host-passthrough, maximum, custom]
-      model:
-        description:
-          - Model for V(custom), one of those that this host can run (C(virsh domcapabilities)). Another model is never taken in its place.
-        type: str
-      migratable:
-        description:
-          - Whether V(host-passthrough) and V(maximum) leave out what would keep the guest from moving. Libvirt's default is V(true).
-        type: bool
-      features:
-        description:
-          - Features by name, each with C(require), C(disable), C(force), C(optional) or C(forbid). V(true) and V(false) mean the first two. Features
-            that are not named are left alone.
-        type: dict
+      - Virtual CPU, as its mode or as a dictionary with what follows. A new guest gets V(host-model), on hosts without KVM V(maximum).
+      - >-
+        C(mode) V(host-model) is all of this host's CPU that libvirt can name and move. V(host-passthrough) is the host's CPU itself.
+        V(maximum) is all that QEMU can do. V(custom) is what C(model) says. V(fleet) is O(fleet_cpu): what every host of the fleet can do,
+        so that the guest can run on each of them. When that changes, the guest gets it at its next power cycle.
+      - C(model) is the model for V(custom), one of those that this host can run (C(virsh domcapabilities)). Another model is never taken in
+        its place.
+      - C(migratable) is whether V(host-passthrough) and V(maximum) leave out what would keep the guest from moving. Libvirt's default is V(true).
+      - C(features) are features by name, each with C(require), C(disable), C(force), C(optional) or C(forbid). V(true) and V(false) mean the first
+        two. Features that are not named are left alone.
+    type: raw
   firmware:
     description:
       - Firmware. It is settled when the guest is made. Declaring another for an existing guest is refused, but see O(firmware.nvram).
@@ -931,6 +920,20 @@ options:
       - A guest that fails does not keep the others from being done. The module fails at the end, with all RV(results).
     type: list
     elements: dict
+  fleet_cpu:
+    description:
+      - What V(fleet) in O(cpu) stands for, as M(phyllome.virt.host_facts) returns it for the CPUs of all hosts. The playbook
+        C(phyllome.virt.site) gives it by itself.
+    type: dict
+    suboptions:
+      model:
+        description: A model that every host has.
+        type: str
+        required: true
+      features:
+        description: Every feature that the guest has, or that the model has and the guest has not. A feature that is not named is off.
+        type: dict
+        required: true
   defaults:
     description:
       - Options for all O(guests) that do not have them. An option is taken as a whole; dictionaries and lists are not merged.

@@ -39,9 +39,9 @@ def converge(params: dict[str, t.Any], check: bool) -> dict[str, t.Any]:
     with virt.session(params["uri"], keep_alive=True) as connection:
         look = Look(connection, params["uri"])
         if params.get("guests") is None:
-            return _one(look, spec.accept(declared[0]), check)
+            return _one(look, spec.accept(declared[0], params.get("fleet_cpu")), check)
         # All are begun before one of them is waited for: they install and boot side by side.
-        runs = [_begun(look, guest, check) for guest in declared]
+        runs = [_begun(look, guest, params.get("fleet_cpu"), check) for guest in declared]
         results = [_ended(guest, run) for guest, run in zip(declared, runs)]
     changed = any(result["changed"] for result in results)
     warnings = [text for result in results for text in result.pop("warnings", ())]
@@ -99,9 +99,9 @@ def _told(found: t.Any) -> dict[str, t.Any]:
     return domain.report(guest, waiting.addresses(found, guest.live))
 
 
-def _begun(look: Look, declared: dict[str, t.Any], check: bool) -> _Run | PhyllomeError:
+def _begun(look: Look, declared: dict[str, t.Any], cpu: t.Any, check: bool) -> _Run | PhyllomeError:
     try:
-        run = _Run(look, spec.accept(declared), check)
+        run = _Run(look, spec.accept(declared, cpu), check)
         run.begin()
     except PhyllomeError as exc:
         return exc

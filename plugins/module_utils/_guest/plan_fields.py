@@ -216,6 +216,8 @@ def _offered(draft: Draft, path: str, row: Field, value: t.Any) -> None:
         draft.problem(f"graphics.type: {value}", f"this host's QEMU offers {offered}", "Choose one of these.")
     elif path == "graphics.gl" and value == "headless" and "egl-headless" not in host.graphics:
         draft.problem("graphics.gl: headless", "this host's QEMU has no egl-headless", install)
+    elif path == "cpu.model" and isinstance(draft.values["cpu"].get("features"), values.Whole):
+        return  # what the model has and the host lacks is switched off
     else:
         offered_here(draft, path, row, value)
 

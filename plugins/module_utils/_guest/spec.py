@@ -21,7 +21,7 @@ from .._core import fields
 from .._core.errors import PhyllomeError
 from .._core.names import check_id, check_name, check_path
 from .._core.units import format_size, parse_size
-from . import clone_spec, install, seed, wait
+from . import clone_spec, fleet_cpu, install, seed, values, wait
 from .media import RESERVED
 from .overlay import Overlay, overlays
 from .profiles import PROFILES
@@ -52,8 +52,11 @@ DEVICE_OPTIONS: dict[str, dict[str, t.Any]] = {
 def _group(group: str) -> dict[str, t.Any]:
     """An option that holds a group of rows; those of the top level that have a long form are in it as well."""
     short = {"memory": {"size": {"type": "str"}}, "vcpus": {"current": {"type": "int"}}}.get(group, {})
+    rows = fields.argument_spec(DOMAIN[group])
     more = {"firmware": {"nvram": {"type": "str", "choices": ["keep", "reset"]}}}.get(group, {})
-    return {"type": "dict", "options": {**short, **fields.argument_spec(DOMAIN[group]), **more}}
+    if group == "cpu":
+        more = {"mode": {**rows["mode"], "choices": [*rows["mode"]["choices"], "fleet"]}}
+    return {"type": "dict", "options": {**short, **rows, **more}}
 
 
 GUEST_OPTIONS: dict[str, dict[str, t.Any]] = {
@@ -107,6 +110,8 @@ ARGUMENTS: dict[str, dict[str, t.Any]] = {
     # the short form is no dictionary; accept takes both
     "memory": {"type": "raw"},
     "vcpus": {"type": "raw"},
+    "cpu": {"type": "raw"},
+    "fleet_cpu": {"type": "dict", "options": fleet_cpu.OPTIONS},
     "uri": {"type": "str", "default": "qemu:///system"},
     "guests": {"type": "list", "elements": "dict"},
     "defaults": {"type": "dict"},
@@ -228,8 +233,12 @@ def guests(params: t.Mapping[str, t.Any]) -> list[dict[str, t.Any]]:
     return declared
 
 
-def accept(given: t.Mapping[str, t.Any]) -> Wanted:
+def accept(given: t.Mapping[str, t.Any], everywhere: t.Mapping[str, t.Any] | None = None) -> Wanted:
     """Check one guest's options and make them canonical.
+
+    Args:
+        given: the options.
+        everywhere: what ``cpu: fleet`` stands for, ``model`` and ``features``.
 
     Raises:
         PhyllomeError: the first rule that is broken, with option, value and remedy.
@@ -246,9 +255,14 @@ def accept(given: t.Mapping[str, t.Any]) -> Wanted:
         raise PhyllomeError("A guest has no name", "name is required", "Give it one.")
     firmware = options.get("firmware") or {}
     _check_firmware(firmware)
+    shared = (options.get("cpu") or {}).get("mode") == "fleet"
+    if shared:
+        options["cpu"] = fleet_cpu.accept(options["cpu"], everywhere)
     declared = {
         group: fields.accept(rows, _given(options, group), group and f"{group}.") for group, rows in DOMAIN.items()
     }
+    if shared:
+        declared["cpu"]["features"] = values.Whole(declared["cpu"]["features"])
     _check_groups(declared)
     devices = {
         kind.option: tuple(_device(kind, entry) for entry in options[kind.option])
@@ -295,7 +309,7 @@ def mac_address(uuid: str, device: str) -> str:
 
 def _long(given: t.Mapping[str, t.Any]) -> dict[str, t.Any]:
     """Short forms as long ones: ``memory: 2GiB`` is ``memory: {size: 2GiB}``."""
-    short = {"memory": "size", "vcpus": "current"}
+    short = {"memory": "size", "vcpus": "current", "cpu": "mode"}
     return {
         name: value if name not in short or isinstance(value, t.Mapping) else {short[name]: value}
         for name, value in given.items()

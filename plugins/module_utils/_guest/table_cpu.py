@@ -169,6 +169,10 @@ class _Features(Field):
         return {found.get("name"): found.get("policy", "require") for found in root.findall("cpu/feature")}
 
     def write(self, root: Element, value: t.Any) -> None:
+        if isinstance(value, values.Whole):
+            # not taken out: off is off even if the model has it
+            stale = [name for name, policy in self.read(root).items() if policy in values.ON and name not in value]
+            value = {**value, **dict.fromkeys(stale, "disable")}
         for name, policy in value.items():
             xml.ensure(root, f"cpu/feature[@name='{name}']").set("policy", policy)
 

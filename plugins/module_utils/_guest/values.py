@@ -299,8 +299,18 @@ CELLS = Kind(
 )
 
 
+ON = ("require", "force", "optional")
+"""Policies by which a guest has, or may have, a feature."""
+
+
+class Whole(dict[str, t.Any]):
+    """Features that are all there shall be: each one that is not named is off."""
+
+
 def within(before: t.Mapping[str, t.Any] | None, after: t.Mapping[str, t.Any]) -> bool:
-    """Whether what is declared of a dictionary is there; its other keys are not managed."""
+    """Whether what is declared of a dictionary is there; its other keys are not managed, unless it is a whole."""
+    if isinstance(after, Whole) and any(value in ON for key, value in (before or {}).items() if key not in after):
+        return False
     return all((before or {}).get(key) == value for key, value in after.items())
 
 

@@ -46,7 +46,7 @@ def virtualization(identity: Identity, kvm: Kvm, types: t.Collection[str] | None
         and ``remedy``.
     """
     flags = identity.cpu_flags
-    kinds = [] if flags is None else [kind for kind in ("vmx", "svm") if kind in flags]
+    kinds: list[str] = [] if flags is None else [kind for kind in ("vmx", "svm") if kind in flags]
     causes = _causes(identity, kvm, kinds, types)
     state = "on" if not causes else "unknown" if set(causes) <= {"unreadable", "permission"} else "off"
     return {

@@ -93,7 +93,7 @@ def digest(value: t.Any) -> str:
 
 def capacity(stack: Stack, hypervisor: Hypervisor, cpus: int | None) -> Facts:
     """What the host has, what is left of it, and what its guests claim."""
-    guests = [
+    guests: list[Facts] = [
         {
             "name": claim.name,
             "uuid": claim.uuid,

@@ -46,8 +46,8 @@ KVM = Kvm(
     log=(),
     blacklisted=(),
 )
-OUT = {"node": "missing", "loaded": frozenset()}
-NO_FLAGS = {"cpu_flags": frozenset({"lm"})}
+OUT: dict[str, t.Any] = {"node": "missing", "loaded": frozenset()}
+NO_FLAGS: dict[str, t.Any] = {"cpu_flags": frozenset({"lm"})}
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_kvm_as_the_files_of_a_machine_tell_of_it(tmp_path):
     tree = Tree(machine.write(tmp_path), "sysfs_root")
     kvm = read_kvm(tree, "6.1")
     assert kvm.node == "EBUSY" and kvm.nested is True
-    assert kvm.loaded == {"kvm", "kvm_intel"} and kvm.available == {"kvm", "kvm_intel"}
+    assert kvm.loaded == kvm.available == frozenset({"kvm", "kvm_intel"})
     assert kvm.log == ("kvm: already loaded the other module",)
     assert kvm.blacklisted == ("/etc/modprobe.d/no.conf",)
     assert kvm.parameters == {"kvm.halt_poll_ns": "200000", "kvm_intel.nested": "Y"}
@@ -322,10 +322,10 @@ def test_what_libvirt_says(libvirt):
     found = hypervisor.read_hypervisor("qemu:///system")
     assert (found.libvirt, found.qemu, found.type, found.q35) == ("9.0.0", "7.2.22", "kvm", "pc-q35-7.2")
     assert found.machines == ("pc-q35-7.1", "pc-q35-7.2") and found.loaders == {"/none.fd": None}
-    assert found.features == {"lm", "avx2"} and found.vendor == "AMD"
+    assert found.features == frozenset({"lm", "avx2"}) and found.vendor == "AMD"
     assert list(found.networks) == ["default"] and found.pools[0].available == 1000 and found.pools[0].device
     claims = {claim.name: claim for claim in found.guests}
-    assert claims["web"].cpu == {"lm", "avx2"} and claims["huge"].cpu is None and claims["off"].cpu is None
+    assert claims["web"].cpu == frozenset({"lm", "avx2"}) and claims["huge"].cpu is None and claims["off"].cpu is None
     assert (claims["web"].memory, claims["huge"].hugepage, claims["off"].active) == (400 * 1024, 1 << 20, False)
     assert len(connection.asked) == 1  # the host's, which is web's too
 

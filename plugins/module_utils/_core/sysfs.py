@@ -174,6 +174,15 @@ class Tree:
         data = self.data(path, limit)
         return None if data is None else data.decode("utf-8", "replace").strip()
 
+    def lines(self, path: str, limit: int) -> list[str] | None:
+        """Lines of a file of /proc: whole ones, so that a cut one cannot pass for another."""
+        data = self.data(path, limit)
+        if data is None:
+            return None
+        if data and not data.endswith(b"\n"):
+            return self._unread(path, "it ends within a line")
+        return data.decode("utf-8", "replace").splitlines()
+
     def number(self, path: str) -> int | None:
         """The decimal or ``0x`` number that is all of a file."""
         text = self.text(path)

@@ -165,14 +165,13 @@ def _group(group: Facts) -> _Html:
 def _device(device: Facts) -> _Html:
     what = [device["class_name"] or "?", device["driver"] or "no driver"]
     hazards = [_tag("li", _tag("code", hazard["code"]), _hazard_text(hazard)) for hazard in device["hazards"]]
+    against = "against it: " + ", ".join(hazard["code"] for hazard in device["hazards"])
     return _tag(
         "div",
         _tag("p", _tag("code", device["address"]), " ", _badge(device["verdict"], VERDICTS[device["verdict"]])),
         _tag("p", device["name"]),
         _tag("p", ", ".join(what), class_="dim"),
-        _tag("details", _tag("summary", f"{len(hazards)} against it", class_="dim"), _tag("ul", *hazards))
-        if hazards
-        else None,
+        _tag("details", _tag("summary", against, class_="dim"), _tag("ul", *hazards)) if hazards else None,
         class_="device",
     )
 

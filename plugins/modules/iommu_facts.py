@@ -374,6 +374,11 @@ ansible_facts:
               type: int
               returned: always
               sample: 14
+            iommu_unit:
+              description: Name of the IOMMU that it is behind, one of C(iommu.units); null where the kernel names none.
+              type: str
+              returned: always
+              sample: dmar0
             driver:
               description: The driver that has it now; null without one.
               type: str

@@ -450,6 +450,7 @@ class _Hardware:
             "class_name": class_name(device.class_code),
             "header": _header(device),
             "group": self.group_of[device.address],
+            "iommu_unit": device.unit,
             "driver": device.driver,
             "driver_override": device.driver_override,
             "drivers_available": drivers,
@@ -481,6 +482,7 @@ class _Hardware:
             "boot_vga",
             "driver",
             "group",
+            "iommu_unit",
         }
         unknown = [name for name, value in facts.items() if value is None and name not in optional]
         if not device.driver_known:

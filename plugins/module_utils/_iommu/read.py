@@ -151,6 +151,7 @@ class Device:
         modalias: as the kernel looks for a driver, without ``pci:``.
         bridge: whether it has a bus behind it.
         acs: of a bridge; None when unknown.
+        unit: name of the IOMMU that it is behind.
         driver: None without one; see driver_known.
         driver_known: whether the kernel said what drives it, were it nothing.
         reset: whether the kernel can reset it.
@@ -173,6 +174,7 @@ class Device:
     bridge: bool
     acs: Acs | None
     group: int | None
+    unit: str | None
     driver: str | None
     driver_known: bool
     driver_override: str | None
@@ -383,6 +385,7 @@ def _device(tree: Tree, address: str, slots: t.Mapping[str, str]) -> Device | No
         bridge=bridge,
         acs=_acs(tree, path, there) if bridge else None,
         group=_group_of(tree, path, there),
+        unit=(tree.follow(f"{path}/iommu") or "").rpartition("/")[2] or None if "iommu" in there else None,
         driver=driver or event.get("DRIVER"),
         # Two witnesses: a missing link alone is not taken for a missing driver.
         driver_known=bool(event) and driver == event.get("DRIVER", ""),

@@ -59,6 +59,7 @@ class Machine:
         self.files: dict[str, bytes] = {}
         self.links: dict[str, str] = {}
         self.directories: set[str] = set()
+        self.unit: str | None = None
 
     # the tree
 
@@ -189,6 +190,7 @@ class Machine:
         self.file(f"sys/firmware/acpi/tables/{name}", name.encode() + b"\0" * 32 + bytes([38, flags]) + b"\0" * 10)
 
     def iommu_on(self, units: t.Iterable[str] = ("dmar0",), remapping: bool = True) -> None:
+        """The functions that are added from now on are behind the last of the units."""
         for unit in units:
             kind = "intel" if unit.startswith("dmar") else "amd"
             path = f"sys/devices/virtual/iommu/{unit}"
@@ -197,6 +199,7 @@ class Machine:
                 self.file(f"{path}/{kind}-iommu/ecap", "f050da\n")
                 self.file(f"{path}/{kind}-iommu/address", "fed91000\n")
             self.link(f"sys/class/iommu/{unit}", path)
+            self.unit = path
         if remapping:
             self.file("sys/kernel/irq/1/chip_name", "IR-PCI-MSI-0000:00:1f.2\n")
 
@@ -261,6 +264,8 @@ class Machine:
             self.link(f"sys/bus/pci/drivers/{driver}/{address}", path)
         if group is not None:
             self.link(f"{path}/iommu_group", f"sys/kernel/iommu_groups/{group}")
+            if self.unit:
+                self.link(f"{path}/iommu", self.unit)
             self.link(f"sys/kernel/iommu_groups/{group}/devices/{address}", path)
             self.file(f"sys/kernel/iommu_groups/{group}/type", "DMA-FQ\n")
             reserved = b"0x00000000fee00000 0x00000000feefffff msi\n"

@@ -421,10 +421,18 @@ options:
           - Number that systemd names the card by (eno1 for V(1)), wherever it is plugged in. New V(virtio) and V(e1000e) cards get the next one that
             is free.
         type: int
+  assume_bound:
+    description:
+      - PCI addresses of devices to take for bound to VFIO in check mode, because something before this task would bind them.
+        Without check mode it makes no difference.
+    type: list
+    elements: str
   hostdevs:
     description:
       - Devices of the host. Each has one guest. The module fails if another guest has the device, running or not, or if the host does not have it.
-      - Whether a PCI device is ready for guests is what M(phyllome.virt.iommu_facts) tells.
+      - A PCI device, a function of an SR-IOV card among them, has to be bound to VFIO with its whole IOMMU group before the guest
+        is defined with it or started; C(phyllome.virt.vfio_bind) does that. The module fails, with all reasons, if it is not, or if
+        another guest has a device of the group.
     type: list
     elements: dict
     suboptions:
@@ -435,11 +443,13 @@ options:
         required: true
       pci:
         description:
-          - PCI address, for example V(0000:01:00.0).
+          - PCI address, for example V(0000:01:00.0), or C(identity.key) of M(phyllome.virt.iommu_facts), which stays the same
+            when cards are added and addresses change.
         type: str
       usb:
         description:
-          - USB device, wherever it is plugged in.
+          - USB device. By O(hostdevs[].usb.vendor) and O(hostdevs[].usb.product) alone it may be plugged in anywhere.
+          - Libvirt knows neither serial numbers nor ports, so with one of them O(hostdevs[].plug) is V(true).
         type: dict
         suboptions:
           vendor:
@@ -450,13 +460,31 @@ options:
             description:
               - Product, for example V(0x0a2b).
             type: str
+          serial:
+            description:
+              - Serial number, as the kernel shows it in C(/sys/bus/usb/devices/*/serial).
+            type: str
+          port:
+            description:
+              - Where it is plugged in, as the kernel names it, for example V(1-2.3). Alone, it means whatever is plugged in there.
+            type: str
+      plug:
+        description:
+          - Whether the USB device belongs to the guest whenever it is plugged in. It is attached when the guest starts, if it is there
+            then, and at every plug while the guest runs, and taken back when it is unplugged. The guest starts without it.
+          - The role C(phyllome.virt.hypervisor) installs what does this on the host. It works for guests of C(qemu:///system) that run with KVM;
+            without KVM, a device that is there already when somebody else starts the guest comes at its next plug.
+          - Two guests that claim one device are an error.
+        type: bool
       mdev:
         description:
           - UUID of a mediated device, such as a vGPU.
         type: str
       managed:
         description:
-          - Whether libvirt takes a PCI device from its driver when the guest starts, and gives it back. It is V(true) for a new one.
+          - Whether libvirt takes a PCI device from its driver when the guest starts, and gives it back. It is V(false) for a new one,
+            because libvirt does not look whether the host needs the device, and C(phyllome.virt.vfio_bind) does.
+          - V(true) is accepted for a device that nothing stands against, see C(hazards) of M(phyllome.virt.iommu_facts).
         type: bool
       startup_policy:
         description:
@@ -1046,7 +1074,7 @@ EXAMPLES = r"""
         usb:
           vendor: "0x8087"
           product: "0x0a2b"
-        startup_policy: optional
+        plug: true
     filesystems:
       - id: projects
         source: /srv/projects

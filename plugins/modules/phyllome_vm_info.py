@@ -123,6 +123,12 @@ guests:
       description: C(id), and the C(device) of the host, for example V(pci 0000:01:00.0).
       type: list
       elements: dict
+    plugs:
+      description:
+        - USB devices that are given to the guest whenever they are plugged in, as C(id), C(vendor), C(product), C(serial) and C(port),
+          and whether it has one now (C(attached)).
+      type: list
+      elements: dict
     filesystems:
       description: C(id), C(driver), C(source), C(tag), and whether it is C(readonly).
       type: list

@@ -39,6 +39,7 @@ RICH: dict[str, t.Any] = {
     "metadata": {"title": "Rich", "description": "one\ntwo <&>"},
     "inputs": [{"id": "pen", "type": "tablet"}, {"id": "keys", "type": "keyboard", "bus": "virtio"}],
     "filesystems": [{"id": "old", "source": "/srv", "driver": "9p", "readonly": True}],
+    "hostdevs": [{"id": "blue", "usb": {"vendor": "0x8087", "product": "0x0a2b", "serial": "S1"}}],
     "disks": [
         {
             "id": "root",
@@ -76,6 +77,11 @@ def test_a_guest_with_nearly_everything(rich: Site) -> None:
     again = rich.module("phyllome_vm", "alpha", RICH)
     assert (again["changed"], again["plan"], again["pending"]) == (False, [], []), again
     assert rich.counted("alpha", "rich").count > 0
+    # its dongle is not plugged in anywhere, so there is nothing to do about it; and no other guest may claim it
+    rich.fleet.host("alpha").run(["python3", "-I", "/usr/local/lib/phyllome/plug.py", "rich"])
+    claim = {"name": "poor", "hostdevs": [{"id": "it", "usb": {"vendor": "0x8087", "product": "0x0a2b"}}]}
+    refused = rich.module("phyllome_vm", "alpha", {"guests": [claim]}, "--check")
+    assert "the device belongs to guest rich" in refused["msg"], refused
 
     other: dict[str, t.Any] = {
         "name": "rich",

@@ -18,9 +18,11 @@ import typing as t
 from .._core import virt, xml
 from .._core.errors import PhyllomeError
 from .._core.plan import Change
+from .._core.program import run
 from . import domain, identity, media, read, storage
 from .domain import Marker
 from .draft import Decision
+from .passthrough import PROGRAM
 from .plan_power import POWER_RESULT
 from .spec import Wanted
 
@@ -46,6 +48,7 @@ class Apply:
         self._connection, self._found, self._wanted = connection, found, wanted
         self.begun = False
         """Whether anything has been done."""
+        self._settled = False
         self.refused: dict[str, str] = {}
         """What the running guest did not take, by path: it waits for a power cycle."""
 
@@ -268,6 +271,12 @@ class Apply:
     def _undefine(self, change: Change) -> None:
         self._found.undefineFlags(change.args["flags"])
 
+    def _settle(self, change: Change) -> None:
+        """All rules of the guest at once, in turn with those that udev has the program run for."""
+        if not self._settled:
+            self._settled = True
+            run(["/usr/bin/python3", "-I", PROGRAM, self._found.name()], timeout=300, remedy=_FINISH)
+
     def _shutdown(self, change: Change) -> None:
         """Ask the guest's agent when it is there, then press the power button, twice; then do as declared."""
         libvirt = virt.libvirt
@@ -336,4 +345,5 @@ _STEPS: dict[str, t.Callable[[Apply, Change], None]] = {
     "destroy": Apply._destroy,
     "undefine": Apply._undefine,
     "shutdown": Apply._shutdown,
+    "plug.settle": Apply._settle,
 }

@@ -208,7 +208,7 @@ def ports(
             behind = declared.values.get("model", profile.nic_model) in _BRIDGE_CARDS
             taken, old = taken + (not behind), old or behind
         elif declared.kind is HOSTDEVS:
-            taken += "usb.vendor" not in declared.values
+            taken += declared.rule is None and "usb.vendor" not in declared.values
         elif declared.kind is INPUTS:
             taken += declared.values.get("bus") == "virtio" or declared.values.get("type") == "passthrough"
         elif declared.kind is FILESYSTEMS:

@@ -25,7 +25,7 @@ from .._core.names import guest_uuid
 from .._core.plan import Change, Plan
 from .._core.program import run
 from .._core.units import format_size
-from . import domain, identity, read, storage
+from . import domain, identity, plug, read, storage
 from .domain import Marker, Origin, Volume
 from .draft import together
 from .media import RESERVED
@@ -313,6 +313,10 @@ def definition(wanted: Wanted, clone: Clone, world: World, where: Places) -> tup
     for cdrom in CDROMS.elements(root):
         if device_id(cdrom) in RESERVED:
             devices.remove(cdrom)  # what cloud-init or an installer told the source
+    warnings += [
+        f"Guest {wanted.name} is not given {rule} at plug, unlike {clone.guest}. Declare hostdevs for it."
+        for rule in plug.rules(source.config)
+    ]
     address = xml.first(devices, "vsock/cid")
     if address is not None and address.get("auto") != "yes":
         address.attrib.pop("address", None)

@@ -21,6 +21,7 @@ from . import clone, domain, identity, plan, plan_first, read, spec
 from . import wait as waiting
 from .apply import LIVE, Apply, defines
 from .draft import Decision
+from .values import PCI
 from .world import Look
 
 
@@ -38,8 +39,11 @@ def converge(params: dict[str, t.Any], check: bool) -> dict[str, t.Any]:
     declared = spec.guests(params)
     with virt.session(params["uri"], keep_alive=True) as connection:
         look = Look(connection, params["uri"])
+        if check and params.get("assume_bound"):
+            look.foreseen = frozenset(PCI.accept(each, "assume_bound") for each in params["assume_bound"])
         if params.get("guests") is None:
             return _one(look, spec.accept(declared[0], params.get("fleet_cpu")), check)
+        look.declared = tuple(_with_host_devices(declared, params.get("fleet_cpu")))
         # All are begun before one of them is waited for: they install and boot side by side.
         runs = [_begun(look, guest, params.get("fleet_cpu"), check) for guest in declared]
         results = [_ended(guest, run) for guest, run in zip(declared, runs)]
@@ -97,6 +101,15 @@ def _find(connection: t.Any, name: str) -> t.Any:
 def _told(found: t.Any) -> dict[str, t.Any]:
     guest = read.guest(found, secrets=False)
     return domain.report(guest, waiting.addresses(found, guest.live))
+
+
+def _with_host_devices(declared: t.Iterable[dict[str, t.Any]], cpu: t.Any = None) -> t.Iterator[spec.Wanted]:
+    for guest in declared:
+        if guest.get("hostdevs"):
+            with contextlib.suppress(PhyllomeError):  # said when its turn comes
+                wanted = spec.accept(guest, cpu)
+                if wanted.state != "absent":
+                    yield wanted
 
 
 def _begun(look: Look, declared: dict[str, t.Any], cpu: t.Any, check: bool) -> _Run | PhyllomeError:

@@ -15,7 +15,7 @@ import typing as t
 
 from .._core import xml
 from .._core.fields import Field
-from . import migratable
+from . import migratable, plug
 from .live import slots_free
 from .tables import (
     ALIAS,
@@ -83,6 +83,7 @@ class Marker:
         volumes: files that are ours.
         install: ``begun`` while a system is being installed, ``done`` when that ended; None without an installation.
         origin: of a clone.
+        plugs: plug-in rules; their devices are never in the definition.
     """
 
     profile: str | None
@@ -91,6 +92,7 @@ class Marker:
     volumes: tuple[Volume, ...] = ()
     install: str | None = None
     origin: Origin | None = None
+    plugs: tuple[plug.Rule, ...] = ()
 
     def volume(self, disk: str) -> Volume | None:
         """Our file of that disk."""
@@ -137,6 +139,9 @@ class Marker:
             done = "yes" if self.origin.done else "no"
             told = {"guest": self.origin.guest, "uuid": self.origin.uuid, "method": self.origin.method, "done": done}
             xml.child(root, f"{namespace}origin", None, **told)
+        for rule in self.plugs:
+            said = {name: value for name, value in rule.said().items() if value is not None}
+            xml.child(root, f"{namespace}{plug.RULE}", None, id=rule.id, **said)
         return root
 
 
@@ -155,6 +160,7 @@ def marker(root: Element) -> Marker | None:
         ),
         install=found.get("install"),
         origin=_origin(xml.first(found, f"{{{xml.GUEST_NS}}}origin")),
+        plugs=plug.rules(root),
     )
 
 
@@ -222,6 +228,7 @@ def pending(live: Element | None, config: Element) -> list[dict[str, t.Any]]:
     if live is None:
         return []
     waiting = []
+    plugged = {rule.id for rule in plug.rules(config)}
     for group, rows in DOMAIN.items():
         for row in rows:
             differ = row.waiting(live, config)
@@ -231,6 +238,8 @@ def pending(live: Element | None, config: Element) -> list[dict[str, t.Any]]:
                 waiting.append(_change(path, row.shown(differ[0]), row.shown(differ[1])))
     for kind in KINDS:
         for running, defined in matched(kind, live, config):
+            if kind is HOSTDEVS and defined is None and running is not None and device_id(running) in plugged:
+                continue  # it comes and goes
             if running is None or defined is None:
                 known = defined if running is None else running
                 told = summary(kind, known)  # type: ignore[arg-type]
@@ -320,6 +329,14 @@ def report(guest: t.Any, addresses: t.Sequence[str]) -> dict[str, t.Any]:
             for found in NETWORKS.elements(now)
         ],
         "hostdevs": [{"id": device_id(found), "device": host_device(found)} for found in HOSTDEVS.elements(now)],
+        "plugs": [
+            {
+                "id": rule.id,
+                **rule.said(),
+                "attached": guest.live is not None and rule.id in plug.attached(now, (rule,)),
+            }
+            for rule in (ours.plugs if ours else ())
+        ],
         "filesystems": [
             {"id": device_id(found), **{row.option: row.read(found) for row in FILESYSTEMS.rows}}
             for found in FILESYSTEMS.elements(now)

@@ -111,6 +111,8 @@ class Draft:
         path = f"{kind.option}.{kind.label(found)}"
         if not self.hot or self.live is None or self.room is None or path in self.waits:
             return ""
+        if domain.device(kind, self.live, kind.label(found)) is not None:
+            return ""  # it is there already: by a rule, or because the guest did not let go of it
         scsi = self.room.scsi
         why = self.room.take(found)
         if why:
@@ -211,6 +213,7 @@ ORDER = {
     "autostart": 6,
     **dict.fromkeys(POWER_RESULT, 7),
     "install.end": 8,
+    "plug.settle": 8,
 }
 
 

@@ -13,7 +13,17 @@ import dataclasses
 import typing as t
 
 from .._core.errors import PhyllomeError
-from . import domain, plan_devices, plan_disks, plan_fields, plan_first, plan_overlay, plan_power, plan_removal
+from . import (
+    domain,
+    plan_devices,
+    plan_disks,
+    plan_fields,
+    plan_first,
+    plan_overlay,
+    plan_passthrough,
+    plan_power,
+    plan_removal,
+)
 from .draft import Decision, Draft
 from .tables import BOOT, KINDS, device_id
 
@@ -38,10 +48,11 @@ def decide(wanted: Wanted, there: Guest | None, world: World, waits: t.Collectio
     _guard(wanted, there, world)
     if wanted.state == "absent":
         return plan_removal.removal(wanted, there, world)
-    draft = Draft(wanted, there, world, waits)
+    draft = Draft(plan_passthrough.found(wanted, world), there, world, waits)
     if there is None:
         plan_fields.new(draft)
     plan_fields.fields(draft)
+    plan_passthrough.rules(draft)
     for kind in KINDS:
         plan_devices.devices(draft, kind)
     plan_overlay.overlays(draft)
@@ -53,6 +64,7 @@ def decide(wanted: Wanted, there: Guest | None, world: World, waits: t.Collectio
     _boot_orders(draft)
     plan_power.power(draft)
     plan_power.cycle(draft)
+    plan_passthrough.check(draft)
     return draft.decision()
 
 

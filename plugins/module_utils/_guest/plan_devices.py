@@ -15,12 +15,12 @@ import typing as t
 from .._core import xml
 from . import build, domain, plan_fields, storage
 from .media import RESERVED
+from .passthrough import is_key
 from .tables import (
     ALIAS,
     CDROMS,
     DISKS,
     FILESYSTEMS,
-    HOSTDEVS,
     INPUTS,
     KINDS,
     NETWORKS,
@@ -28,7 +28,6 @@ from .tables import (
     DeviceKind,
     device_id,
     free_name,
-    host_device,
     unfit,
 )
 
@@ -51,6 +50,8 @@ def devices(draft: Draft, kind: DeviceKind) -> None:
         return
     boots = _default_boots(draft)
     for device in declared:
+        if device.rule is not None or is_key(device.values.get("pci")):
+            continue  # comes and goes, or was not found; see plan_passthrough
         found = domain.device(kind, draft.root, device.id)
         if found is None and draft.adopting:
             known = len(draft.problems)
@@ -267,15 +268,6 @@ def _connected(draft: Draft, path: str, found: Element) -> None:
         there = f"/sys/class/net/{name}" if option == "direct" else str(name)
         if name and draft.world.exists.get(there) is False:
             draft.problem(f"{path}.{option}: {name}", "this host has no such device or directory", "Correct it.")
-    name = host_device(found) if found.tag == HOSTDEVS.tag else None
-    if name and draft.world.owners.get(name):
-        draft.problem(
-            f"{path}: {name}",
-            f"the device belongs to guest {', '.join(draft.world.owners[name])}",
-            "A device of the host has one guest: take it out of the other one first.",
-        )
-    if name and not name.startswith("usb") and draft.world.devices.get(name) is False:
-        draft.problem(f"{path}: {name}", "this host has no such device", "iommu_facts lists what it has.")
 
 
 def _alias(name: str) -> Element:

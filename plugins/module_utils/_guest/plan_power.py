@@ -119,7 +119,7 @@ def _startable(draft: Draft) -> None:
     for found in HOSTDEVS.elements(draft.root):
         name, policy = host_device(found), HOSTDEVS.row("startup_policy").read(found)
         needed = policy not in ("optional", "requisite") and (device_id(found) not in said or str(name)[:3] == "usb")
-        if name and needed and draft.world.devices.get(name) is False:
+        if name and needed and draft.world.passthrough.there.get(name) is False:
             draft.problem(
                 f"hostdevs.{HOSTDEVS.label(found)}: {name}",
                 "the device is not plugged in, and the guest cannot start without it",

@@ -119,21 +119,6 @@ def user_images() -> str:
     return f"{os.environ.get('XDG_DATA_HOME') or os.path.expanduser('~/.local/share')}/libvirt/images"
 
 
-def plugged_in(name: str) -> bool:
-    """Whether the host has a device that ``host_device`` has named."""
-    bus, dummy, device = name.partition(" ")
-    if bus == "usb":
-        identifiers = {tuple(f"0x{_sysfs(f'{path}/{file}')}" for file in ("idVendor", "idProduct")) for path in _usb()}
-        return tuple(device.split(":")) in identifiers
-    return os.path.exists(f"/sys/bus/{bus}/devices/{device}")
-
-
-def _usb() -> list[str]:
-    with contextlib.suppress(FileNotFoundError):
-        return [f"/sys/bus/usb/devices/{name}" for name in os.listdir("/sys/bus/usb/devices")]
-    return []
-
-
 def _sysfs(path: str) -> str:
     with contextlib.suppress(OSError), open(path, encoding="ascii") as stream:
         return stream.read().strip()
@@ -146,7 +131,7 @@ def hugepages() -> dict[int, int]:
     with contextlib.suppress(FileNotFoundError):
         for name in os.listdir("/sys/kernel/mm/hugepages"):
             size = name.partition("-")[2].removesuffix("kB")
-            count = _sysfs(f"/sys/kernel/mm/hugepages/{name}/freehugepages")
+            count = _sysfs(f"/sys/kernel/mm/hugepages/{name}/free_hugepages")
             if size.isdigit() and count.isdigit():
                 free[int(size) * 1024] = int(count)
     return free

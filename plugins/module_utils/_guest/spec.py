@@ -21,11 +21,11 @@ from .._core import fields
 from .._core.errors import PhyllomeError
 from .._core.names import check_id, check_name, check_path
 from .._core.units import format_size, parse_size
-from . import clone_spec, fleet_cpu, install, seed, values, wait
+from . import clone_spec, fleet_cpu, install, plug, seed, values, wait
 from .media import RESERVED
 from .overlay import Overlay, overlays
 from .profiles import PROFILES
-from .tables import DOMAIN, KINDS, DeviceKind
+from .tables import DOMAIN, HOSTDEVS, KINDS, DeviceKind
 
 _CHECKSUM = re.compile(r"sha256:[0-9a-f]{64}")
 
@@ -45,8 +45,20 @@ DEVICE_OPTIONS: dict[str, dict[str, t.Any]] = {
             },
         },
     },
+    "hostdevs": {
+        "plug": {"type": "bool"},
+        "usb": {"type": "dict", "options": {"serial": {"type": "str"}, "port": {"type": "str"}}},
+    },
 }
 """Options of a device that are no field of its XML."""
+
+
+def _device_options(kind: DeviceKind) -> dict[str, t.Any]:
+    options = {"id": {"type": "str", "required": True}, **fields.argument_spec(kind.rows)}
+    for name, option in DEVICE_OPTIONS.get(kind.option, {}).items():
+        fields_too = options.get(name, {}).get("options", {})
+        options[name] = {**option, "options": {**fields_too, **option["options"]}} if fields_too else option
+    return options
 
 
 def _group(group: str) -> dict[str, t.Any]:
@@ -70,11 +82,7 @@ GUEST_OPTIONS: dict[str, dict[str, t.Any]] = {
         kind.option: {
             "type": "list",
             "elements": "dict",
-            "options": {
-                "id": {"type": "str", "required": True},
-                **fields.argument_spec(kind.rows),
-                **DEVICE_OPTIONS.get(kind.option, {}),
-            },
+            "options": _device_options(kind),
         }
         for kind in KINDS
     },
@@ -115,6 +123,7 @@ ARGUMENTS: dict[str, dict[str, t.Any]] = {
     "uri": {"type": "str", "default": "qemu:///system"},
     "guests": {"type": "list", "elements": "dict"},
     "defaults": {"type": "dict"},
+    "assume_bound": {"type": "list", "elements": "str"},
 }
 
 
@@ -142,6 +151,7 @@ class Device:
         size: of a disk, in bytes.
         pool: of a disk: libvirt storage pool that a new file is put into.
         source: of a disk.
+        rule: of a USB device that is given to the guest whenever it is plugged in; it has no values then.
     """
 
     kind: DeviceKind
@@ -150,6 +160,7 @@ class Device:
     size: int | None = None
     pool: str | None = None
     source: Source | None = None
+    rule: plug.Rule | None = None
 
     @property
     def path(self) -> str:
@@ -440,6 +451,7 @@ def _check_unique(devices: t.Mapping[str, tuple[Device, ...]]) -> None:
         ("tag", lambda device: device.values.get("tag")),
         ("pci", lambda device: device.values.get("pci")),
         ("mdev", lambda device: device.values.get("mdev")),
+        ("usb", _usb),
         ("acpi_index", lambda device: device.values.get("acpi_index")),
     ):
         seen: dict[t.Any, Device] = {}
@@ -473,6 +485,9 @@ def _device(kind: DeviceKind, entry: t.Mapping[str, t.Any]) -> Device:
         )
     for check in _CHECKS.get(kind.option, ()):
         check(f"{kind.option}.{device}", {**_set(entry), **values})
+    rule = _rule(device, entry, values) if kind is HOSTDEVS else None
+    if rule is not None:
+        return Device(kind=kind, id=device, values={}, rule=rule)
     source = entry.get("source") if kind.option == "disks" else None
     return Device(
         kind=kind,
@@ -522,10 +537,47 @@ def _check_network(path: str, card: t.Mapping[str, t.Any]) -> None:
             )
 
 
+def _usb(device: Device) -> str | None:
+    if device.rule is not None:
+        return str(device.rule)
+    vendor = device.values.get("usb.vendor")
+    return None if vendor is None else str(plug.Rule("", vendor, device.values["usb.product"]))
+
+
+def _rule(name: str, entry: t.Mapping[str, t.Any], given: t.Mapping[str, t.Any]) -> plug.Rule | None:
+    """The plug-in rule that is declared; libvirt knows neither serial numbers nor ports, so those make one."""
+    usb = entry.get("usb") or {}
+    serial, port = usb.get("serial"), usb.get("port")
+    if not (entry.get("plug") or serial or port):
+        return None
+    if port is not None:
+        port = values.usb_port(port, f"hostdevs.{name}.usb.port")
+    return plug.Rule(name, given.get("usb.vendor"), given.get("usb.product"), serial, port)
+
+
 def _check_hostdev(path: str, device: t.Mapping[str, t.Any]) -> None:
     usb = device.get("usb") or {}
-    if len({name for name in ("vendor", "product") if usb.get(name) is not None}) == 1:
+    ids = {name for name in ("vendor", "product") if usb.get(name) is not None}
+    named = {name for name in ("serial", "port") if usb.get(name)}
+    if len(ids) == 1 or ("serial" in named and not ids):
         raise PhyllomeError(f"{path}.usb: {dict(usb)}", "vendor and product together say which it is", "Give both.")
+    if device.get("usb") is not None and not ids and "port" not in named:
+        raise PhyllomeError(f"{path}.usb: {dict(usb)}", "it says no device", "Give vendor and product, or port.")
+    if device.get("plug") is not None and device.get("usb") is None:
+        raise PhyllomeError(f"{path}.plug: given without usb", "only usb devices are plugged in", "Leave plug out.")
+    if device.get("plug") is False and named:
+        raise PhyllomeError(
+            f"{path}.plug: false with usb.{min(named)}",
+            "libvirt knows neither serial numbers nor ports; plugging in goes by them",
+            "Leave plug out, or name the device by vendor and product alone.",
+        )
+    for option in ("startup_policy", "boot"):
+        if (device.get("plug") or named) and device.get(option) is not None:
+            raise PhyllomeError(
+                f"{path}.{option}: given for a device that comes and goes",
+                "the guest starts without it, and is given it when it is there",
+                f"Leave {option} out.",
+            )
     for option, kind in (("managed", "pci"), ("rom", "pci"), ("startup_policy", "usb"), ("display", "mdev")):
         if device.get(option) is not None and device.get(kind) is None:
             raise PhyllomeError(

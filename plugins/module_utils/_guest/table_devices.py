@@ -206,8 +206,8 @@ class _Pci(_HostDevice):
         return f"{domain:04x}:{bus:02x}:{slot:02x}.{function:x}"
 
     def _put(self, root: Element, value: t.Any) -> None:
-        # managed: libvirt takes the device from its driver when the guest starts, and gives it back afterwards.
-        root.set("managed", root.get("managed", "yes"))
+        # Not managed: vfio_bind has asked whether the host can do without it; libvirt would take it without a question.
+        root.set("managed", root.get("managed", "no"))
         domain, bus, rest = value.split(":")
         slot, function = rest.split(".")
         address = xml.ensure(root, "source/address")
@@ -379,7 +379,7 @@ HOSTDEVS = DeviceKind(
     tag="hostdev",
     device=None,
     rows=(
-        _Pci("pci", "source/address", values.PCI),
+        _Pci("pci", "source/address", values.PCI_DEVICE),
         _HostDevice("usb.vendor", "source/vendor/@id", values.USB_ID),
         _HostDevice("usb.product", "source/product/@id", values.USB_ID),
         _HostDevice("mdev", "source/address/@uuid", values.UUID),

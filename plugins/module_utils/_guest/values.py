@@ -21,7 +21,9 @@ from .._core.units import format_size, parse_size
 
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 _PCI = re.compile(r"(?:([0-9a-f]{4}):)?([0-9a-f]{2}):([01][0-9a-f])\.([0-7])")
+_IDENTITY = re.compile(r"[0-9a-f]{4}:[0-9a-f]{4}/(-|[0-9a-f]{4}:[0-9a-f]{4})@[\x21-\x7e]+")
 _HEX = re.compile(r"0x[0-9a-f]{4}")
+_PORT = re.compile(r"[1-9][0-9]*-[1-9][0-9]*(\.[1-9][0-9]*)*")
 _CPUS = re.compile(r"\^?[0-9]{1,4}(-[0-9]{1,4})?")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,35}")
 _KEY = re.compile(r"[A-Za-z0-9._-]{1,40}")
@@ -81,6 +83,20 @@ def _pci(value: str, option: str) -> str:
     return f"{domain or '0000'}:{bus}:{slot}.{function}"
 
 
+def _pci_device(value: str, option: str) -> str:
+    if "@" not in value:
+        return _pci(value, option)
+    if not _IDENTITY.fullmatch(value):
+        raise _wrong(
+            option,
+            value,
+            "the identity of a PCI device",
+            "it is vendor:device/subsystem@place",
+            "Copy it from identity.key of iommu_facts.",
+        )
+    return value
+
+
 def _hex(value: str, option: str) -> str:
     lower = value.lower()
     if not _HEX.fullmatch(lower):
@@ -99,6 +115,23 @@ def _uuid(value: str, option: str) -> str:
         return str(uuid.UUID(value))
     except ValueError as exc:
         raise _wrong(option, value, "a UUID", str(exc), "Write 8-4-4-4-12 hexadecimal digits.") from exc
+
+
+def usb_port(value: str, option: str) -> str:
+    """Where a USB device is plugged in, in the kernel's words.
+
+    Raises:
+        PhyllomeError: it is no such place.
+    """
+    if not _PORT.fullmatch(value):
+        raise _wrong(
+            option,
+            value,
+            "a USB port",
+            "it is the bus, a dash, and the numbers of the ports on the way from there, with dots between",
+            "Write for instance '1-2.3': ls /sys/bus/usb/devices shows those that are in use.",
+        )
+    return value
 
 
 def cpus(text: str, option: str = "") -> tuple[int, ...]:
@@ -277,6 +310,7 @@ TAG = dataclasses.replace(STR, accept=_tag)
 SERIAL = dataclasses.replace(STR, accept=_serial)
 SECRET = Kind("str", accept=_secret, show=lambda value: "(not shown)", secret=True)
 PCI = dataclasses.replace(STR, accept=_pci)
+PCI_DEVICE = dataclasses.replace(STR, accept=_pci_device)
 USB_ID = dataclasses.replace(STR, accept=_hex, parse=lambda text, unit: text.lower())
 UUID = dataclasses.replace(STR, accept=_uuid)
 CPUS = dataclasses.replace(STR, accept=_cpuset, parse=lambda text, unit: _cpuset(text, ""))

@@ -17,14 +17,14 @@ import urllib.parse
 from .._core import virt, xml
 from .._core.errors import PhyllomeError
 from .._core.names import guest_uuid
-from . import build, domain, read_host, storage
+from . import build, domain, passthrough, read_host, storage
 from .identity import places, snapshot_folder
 from .plan_power import DRI, VSOCK
 from .read import linked
 from .read_first import First, first_disk, look
 from .read_host import Host, Pool
 from .spec import Device, Wanted
-from .tables import CDROMS, DISKS, DOMAIN, HOSTDEVS, KINDS, NETWORKS, TARGET, host_device
+from .tables import CDROMS, DISKS, DOMAIN, HOSTDEVS, KINDS, NETWORKS, TARGET
 
 if t.TYPE_CHECKING:
     from .._core.xml import Element
@@ -52,8 +52,7 @@ class World:
         first: what a first boot depends on.
         cpus: how many processors the host has.
         hugepages: how many are free, by their size in bytes.
-        devices: whether the host has it, by ``table_devices.host_device``.
-        owners: names of other guests that have such a device.
+        passthrough: what its host devices depend on.
         clones: names of guests whose disks are based on the guest's; only where it may be started.
         snapshots: folder of its snapshots, see vm_snapshot; only where it shall be absent and has one.
     """
@@ -74,8 +73,7 @@ class World:
     first: First = dataclasses.field(default_factory=First)
     cpus: int | None = None
     hugepages: t.Mapping[int, int] = dataclasses.field(default_factory=dict)
-    devices: t.Mapping[str, bool] = dataclasses.field(default_factory=dict)
-    owners: t.Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    passthrough: passthrough.Devices = dataclasses.field(default_factory=passthrough.Devices)
     clones: tuple[str, ...] = ()
     snapshots: str | None = None
 
@@ -113,6 +111,11 @@ class Look:
         self._networks: dict[str, bool | None] = {}
         self._images: dict[str, storage.Image | PhyllomeError] = {}
         self._linked: dict[str, tuple[str, ...]] | None = None
+        self._pci: passthrough.Pci | None = None
+        self.declared: tuple[Wanted, ...] = ()
+        """What is declared of guests that are to have devices of the host, all of one run."""
+        self.foreseen: frozenset[str] = frozenset()
+        """Addresses of devices that are taken for bound to VFIO."""
 
     def lookup(self, wanted: Wanted) -> tuple[t.Any, tuple[str, str] | None]:
         """The wanted guest's domain or None, and uuid and name of a domain that stands in its way or None."""
@@ -167,7 +170,6 @@ class Look:
             path = paths.get(disk.id)
             if disk.source and path and not exists[path] and exists[disk.source.path]:
                 images[disk.source.path] = self._image(disk.source.path, disk.source.checksum)
-        named = _host_devices(wanted, there)
         directories = {os.path.dirname(path) for path in paths.values()}
         return dataclasses.replace(
             base,
@@ -186,8 +188,7 @@ class Look:
             },
             first=self._first(wanted, there, paths),
             hugepages=read_host.hugepages(),
-            devices={name: read_host.plugged_in(name) for name in named},
-            owners=self._owners(wanted, there, named),
+            passthrough=self._passthrough(wanted, there),
             clones=self._clones(wanted, there),
         )
 
@@ -253,18 +254,15 @@ class Look:
             self._host = read_host.host(self.connection, domain.store_directory(self._session))
         return self._host
 
-    def _owners(self, wanted: Wanted, there: Guest | None, named: set[str]) -> dict[str, tuple[str, ...]]:
-        """Which other guests have these devices of the host, running or not."""
-        owners: dict[str, tuple[str, ...]] = {}
-        if not named or not wanted.devices.get(HOSTDEVS.option):
-            return owners
-        for other in self.connection.listAllDomains():
-            if there is None or other.UUIDString() != there.uuid:
-                root = xml.parse(other.XMLDesc())
-                held = [*root.findall("devices/hostdev"), *root.findall("devices/interface[@type='hostdev']")]
-                for name in {host_device(found) or "" for found in held} & named:
-                    owners[name] = (*owners.get(name, ()), other.name())
-        return owners
+    def _passthrough(self, wanted: Wanted, there: Guest | None) -> passthrough.Devices:
+        declared = wanted.devices.get(HOSTDEVS.option, ())
+        if self._pci is None and any("pci" in device.values for device in declared):
+            self._pci = passthrough.read_pci()
+        if declared:
+            wanted = passthrough.placed(wanted, self._pci)
+        others = [other for other in self.declared if other.name != wanted.name]
+        found = passthrough.look(self.connection, wanted, there, self._pci, others, self._session)
+        return dataclasses.replace(found, foreseen=self.foreseen)
 
     def _users(self, there: Guest) -> dict[str, tuple[str, ...]]:
         """Which other guests use the files that are ours."""
@@ -340,20 +338,6 @@ def _of_host(wanted: Wanted) -> t.Iterator[str]:
         for device in wanted.devices.get(option, ()):
             if name in device.values:
                 yield f"/sys/class/net/{device.values[name]}" if name == "direct" else device.values[name]
-
-
-def _host_devices(wanted: Wanted, there: Guest | None) -> set[str]:
-    """Names of the host's devices that the guest has or will have."""
-    held = [] if there is None else [host_device(found) for found in HOSTDEVS.elements(there.config)]
-    return {name for name in (*held, *(_declared(device) for device in wanted.devices.get("hostdevs", ()))) if name}
-
-
-def _declared(device: Device) -> str | None:
-    made = xml.element(HOSTDEVS.tag)
-    for row in HOSTDEVS.rows:
-        if row.option in device.values:
-            row.write(made, device.values[row.option])
-    return host_device(made)
 
 
 def _uncounted(there: Guest | None, disk: Device) -> bool:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from ansible_collections.phyllome.virt.plugins.module_utils._core import xml
 from ansible_collections.phyllome.virt.plugins.module_utils._core.errors import PhyllomeError
 from ansible_collections.phyllome.virt.plugins.module_utils._guest import read_host, spec, values
+from ansible_collections.phyllome.virt.plugins.module_utils._guest.passthrough import Devices
 from ansible_collections.phyllome.virt.plugins.module_utils._guest.profiles import PROFILES
 from ansible_collections.phyllome.virt.plugins.module_utils._guest.tables import DOMAIN, KINDS
 
@@ -486,17 +487,17 @@ def test_cards_are_numbered_and_keep_their_numbers(lab):
         ),
         (
             {"hostdevs": [{"id": "g", "pci": "01:00.0"}]},
-            {"devices": {"pci 0000:01:00.0": False}},
+            {"passthrough": Devices(there={"pci 0000:01:00.0": False})},
             "hostdevs.g: pci 0000:01:00.0: this host has no such device",
         ),
         (
             {"hostdevs": [{"id": "g", "pci": "01:00.0"}]},
-            {"devices": {"pci 0000:01:00.0": True}, "owners": {"pci 0000:01:00.0": ("win",)}},
+            {"passthrough": Devices(there={"pci 0000:01:00.0": True}, owners={"pci 0000:01:00.0": ("win",)})},
             "hostdevs.g: pci 0000:01:00.0: the device belongs to guest win",
         ),
         (
             {"hostdevs": [{"id": "u", "usb": {"vendor": "0x8087", "product": "0x0a2b"}}]},
-            {"devices": {"usb 0x8087:0x0a2b": False}},
+            {"passthrough": Devices(there={"usb 0x8087:0x0a2b": False})},
             "hostdevs.u: usb 0x8087:0x0a2b: the device is not plugged in",
         ),
     ],
@@ -531,7 +532,7 @@ def test_what_a_start_needs_of_the_host_is_said(lab, options, file):
 
 def test_a_usb_device_that_may_be_missing_does_not_stop_the_start(lab):
     blue = {"id": "u", "usb": {"vendor": "0x8087", "product": "0x0a2b"}}
-    around = {"devices": {"usb 0x8087:0x0a2b": False}}
+    around = {"passthrough": Devices(there={"usb 0x8087:0x0a2b": False})}
     assert lab.decide(world=around, state="present", hostdevs=[blue]).plan.changed
     assert lab.decide(world=around, hostdevs=[{**blue, "startup_policy": "optional"}]).plan.changed
 

@@ -310,3 +310,34 @@ def test_two_authorities():
     assert pki["libvirt"]["authority"] != pki["qemu"]["authority"]
     assert (pki["libvirt"]["key_mode"], pki["libvirt"]["key_group"]) == ("0600", "root")
     assert pki["qemu"]["key_mode"] == "0640"
+
+
+# Plugging in
+
+
+def test_what_gives_usb_devices_to_guests_is_written_where_it_is_not_as_it_should_be():
+    files = [{"path": item["path"], "text": f"{item['path']} ä\n"} for item in TABLES["__hypervisor_plug_files"]]
+    paths = [item["path"] for item in files]
+    there = [f"{hashlib.sha1(item['text'].encode()).hexdigest()}  {item['path']}" for item in files]
+
+    def missing(lines):
+        found = template("__hypervisor_plug_missing", files=lines, __hypervisor_plug_files=files)
+        return [item["path"] for item in found]
+
+    assert missing([KVM]) == paths
+    assert missing([KVM, *there]) == []
+    assert missing([KVM, *there[:2], f"{'0' * 40}  {paths[2]}"]) == paths[2:]
+    assert {str(pathlib.PurePath(path).parent) for path in paths} <= set(TABLES["__hypervisor_places"])
+    patterns = TABLES["__hypervisor_patterns"]
+    assert all(any(pathlib.PurePath(path).match(pattern) for pattern in patterns) for path in paths)
+
+
+def test_the_program_that_is_installed_is_the_one_that_phyllome_vm_runs():
+    program = TABLES["__hypervisor_plug_files"][0]
+    room = ROLE.parents[1] / "plugins" / "module_utils" / "_guest"
+    assert f'PROGRAM = "{program["path"]}"' in (room / "passthrough.py").read_text(encoding="utf-8")
+    assert "plugins/module_utils/_guest/plug.py" in program["text"] and (room / "plug.py").is_file()
+    unit = (ROLE / "files" / "phyllome-plug@.service").read_text(encoding="utf-8")
+    assert f"ExecStart=/usr/bin/python3 -I {program['path']}\n" in unit
+    rules = (ROLE / "files" / "phyllome-plug.rules").read_text(encoding="utf-8")
+    assert rules.count("start phyllome-plug@$env{SEQNUM}.service") == 2

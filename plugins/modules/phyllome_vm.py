@@ -431,7 +431,7 @@ options:
     description:
       - Devices of the host. Each has one guest. The module fails if another guest has the device, running or not, or if the host does not have it.
       - A PCI device, a function of an SR-IOV card among them, has to be bound to VFIO with its whole IOMMU group before the guest
-        is defined with it or started; C(phyllome.virt.vfio_bind) does that. The module fails, with all reasons, if it is not, or if
+        is defined with it or started; C(vfio_bind) does that. The module fails, with all reasons, if it is not, or if
         another guest has a device of the group.
     type: list
     elements: dict
@@ -483,7 +483,7 @@ options:
       managed:
         description:
           - Whether libvirt takes a PCI device from its driver when the guest starts, and gives it back. It is V(false) for a new one,
-            because libvirt does not look whether the host needs the device, and C(phyllome.virt.vfio_bind) does.
+            because libvirt does not look whether the host needs the device, and C(vfio_bind) does.
           - V(true) is accepted for a device that nothing stands against, see C(hazards) of M(phyllome.virt.iommu_facts).
         type: bool
       startup_policy:

@@ -54,7 +54,7 @@ def _host(name: str, looked: Facts, listed: Facts) -> Facts:
             )
         )
     else:
-        findings += [*_machine(iommu), *_isolation(iommu), *_knowledge(iommu)]
+        findings += [*_machine(iommu), *_isolation(iommu), *_bindings(iommu), *_knowledge(iommu)]
     findings += [finding for guest in guests or () for finding in _guest(guest)]
     findings.sort(key=lambda finding: SEVERITIES.index(finding["severity"]))  # stable: else as found
     worst = findings[0]["severity"] if findings else "fine"
@@ -175,6 +175,33 @@ def _isolation(facts: Facts) -> t.Iterator[Facts]:
                 regions,
                 "Look for a setting of shared or reserved memory (RMRR) of the slot in the firmware setup.",
             )
+
+
+def _bindings(facts: Facts) -> t.Iterator[Facts]:
+    """Whether what is bound to VFIO is what the next boot binds."""
+    persistent = facts["bindings"]["persistent"]
+    if persistent is None:
+        return
+    now = {one["address"]: f"{one['address']}: {one['driver']}" for one in facts["bindings"]["live"]}
+    then = {one["address"]: f"{one['address']}: {one['file'] or one['source']}" for one in persistent if one["address"]}
+    for code, severity, what, devices, remedy in (
+        (
+            "not_bound",
+            "warning",
+            "Devices that guests are to have are not bound to VFIO",
+            [then[address] for address in sorted(set(then) - set(now))],
+            "Reboot, or run phyllome.virt.site, which binds them or says why not.",
+        ),
+        (
+            "bound_until_reboot",
+            "note",
+            "Devices are bound to VFIO, and will not be after the next boot",
+            [now[address] for address in sorted(set(now) - set(then))],
+            "List them in phyllome_passthrough to keep them bound.",
+        ),
+    ):
+        if devices:
+            yield _finding(code, severity, what, devices, remedy)
 
 
 def _knowledge(facts: Facts) -> t.Iterator[Facts]:

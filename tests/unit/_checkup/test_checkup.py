@@ -94,7 +94,7 @@ def codes(host: Facts) -> list[str]:
         ("no-firmware-table", "problem", ["no_virtualisation", "iommu_off"]),
         ("nvme-multipath-root", "fine", []),
         ("server-bond-lvm", "fine", ["shared_group"]),
-        ("sriov-in-use", "fine", ["shared_group"]),
+        ("sriov-in-use", "fine", ["shared_group", "bound_until_reboot"]),
         ("usb-boot", "fine", []),
         ("vm-without-iommu", "problem", ["iommu_off"]),
     ],
@@ -152,6 +152,21 @@ def test_memory_that_the_firmware_keeps(facts):
     group = next(group for group in found["groups"] if group["id"] == 60)
     group["reasons"].append({"code": "rmrr", "device": None, "detail": "the firmware keeps 0xf0000-0xfffff mapped"})
     assert "rmrr" in codes(one(found))
+
+
+def test_what_is_bound_and_what_the_next_boot_binds(facts):
+    found = facts("intel-laptop-vmd")
+    rule = {"address": "0000:01:00.0", "driver": "vfio-pci", "source": "phyllome", "file": "/etc/udev/rules.d/x.rules"}
+    found["bindings"] = {"live": [{"address": "0000:02:00.0", "driver": "vfio-pci"}], "persistent": [rule]}
+    told = {finding["code"]: finding for finding in one(found)["findings"]}
+    assert told["not_bound"]["evidence"] == ["0000:01:00.0: /etc/udev/rules.d/x.rules"]
+    assert told["bound_until_reboot"]["evidence"] == ["0000:02:00.0: vfio-pci"]
+    found["bindings"]["live"] = [{"address": "0000:01:00.0", "driver": "vfio-pci"}]
+    assert not {"not_bound", "bound_until_reboot"} & set(codes(one(found)))
+    found["bindings"] = {"live": [], "persistent": [{**rule, "address": None}]}  # whose devices cannot be told
+    assert not {"not_bound", "bound_until_reboot"} & set(codes(one(found)))
+    found["bindings"]["persistent"] = None
+    assert not {"not_bound", "bound_until_reboot"} & set(codes(one(found)))
 
 
 def test_iommufd_takes_the_place_of_the_old_container(facts):

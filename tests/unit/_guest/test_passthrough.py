@@ -277,11 +277,16 @@ def test_what_will_be_plugged_in_is_foretold(lab):
 # On a libvirt in memory
 
 
+class Plugged(Hypervisor):
+    """A host with USB devices."""
+
+    usb: tuple[plug.Device, ...] = ()
+
+
 @pytest.fixture
 def host(tmp_path, monkeypatch):
     """With the program played by what it does in the end."""
-    there = Hypervisor(tmp_path, monkeypatch)
-    there.usb = ()
+    there = Plugged(tmp_path, monkeypatch)
     monkeypatch.setattr(passthrough.plug, "devices", lambda: there.usb)
     monkeypatch.setattr(passthrough, "PROGRAM", "/")
 

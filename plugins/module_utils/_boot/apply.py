@@ -13,6 +13,7 @@ import os
 import typing as t
 
 from .._core.errors import PhyllomeError
+from .._core.files import write as _write
 from .._core.plan import Change
 from .._core.program import run
 from .._core.sysfs import Tree
@@ -89,32 +90,6 @@ def _apply(root: str, world: World, todo: Todo, runner: Runner) -> None:
 
 def _save(root: str, record: Record) -> None:
     _write(root, RECORD, record.dump() if record.names else None, 0o600)
-
-
-def _write(root: str, path: str, content: str | None, mode: int = 0o644) -> None:
-    """Write a file so that a power cut leaves the old one or the new one; None removes it. An old one keeps its mode."""
-    full = os.path.join(root, path)
-    try:
-        if content is None:
-            if os.path.lexists(full):
-                os.unlink(full)
-            return
-        full = os.path.realpath(full)
-        aside = f"{full}.phyllome-new"
-        if os.path.exists(full):
-            mode = os.stat(full).st_mode & 0o7777
-        os.makedirs(os.path.dirname(full), exist_ok=True)
-        descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-        with open(descriptor, "w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
-            os.fchmod(stream.fileno(), mode)
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.rename(aside, full)
-    except OSError as exc:
-        raise PhyllomeError(
-            f"/{path} cannot be written", exc.strerror or str(exc), "Run this as root; make room."
-        ) from exc
 
 
 def _diff(todo: Todo) -> list[dict[str, t.Any]]:

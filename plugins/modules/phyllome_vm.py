@@ -207,8 +207,24 @@ options:
       bus:
         description:
           - How the guest sees the disk. The default for a new disk comes from the profile.
+          - V(nvme) needs libvirt 11.5 or newer. Each such disk has a controller and a serial number of its own.
         type: str
-        choices: [virtio, scsi, sata, usb]
+        choices: [virtio, scsi, sata, usb, nvme]
+      encryption:
+        description:
+          - Encrypts a new disk with LUKS, in its file. Nothing can be read from the file without the passphrase.
+          - libvirt of this host keeps the passphrase as a private secret of the disk, to start the guest with it. The secret is removed
+            together with the disk.
+          - With O(disks[].source.method=linked) only what differs from the image is encrypted.
+          - A disk is not encrypted, decrypted or given another passphrase by declaring it.
+        type: dict
+        suboptions:
+          passphrase:
+            description:
+              - Passphrase of the disk. Without it in later runs the disk stays as it is, but cannot grow while the guest is off.
+              - A copy by O(clone_from) has the passphrase of its source, and it has to be declared for the copy as well.
+            type: str
+            required: true
       boot:
         description:
           - Place in the boot order, from 1. If no device of a new guest has one, its disks come first, then its CD-ROMs.

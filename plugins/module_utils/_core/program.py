@@ -20,6 +20,7 @@ def run(
     timeout: float = 60,
     remedy: str = "See the message of the program.",
     language: t.Mapping[str, str] | None = None,
+    stdin: str = "",
 ) -> str:
     """Standard output of a program.
 
@@ -28,6 +29,7 @@ def run(
         timeout: seconds.
         remedy: what to do when it fails.
         language: variables of the environment such as ``LANG``, for a program whose files people read; C.UTF-8 without.
+        stdin: what it reads from its standard input.
 
     Raises:
         PhyllomeError: it is missing, fails, or does not end in time.
@@ -36,7 +38,7 @@ def run(
         # AnsibleModule.run_command is the door's, and rooms do not know it.
         done = subprocess.run(  # pylint: disable=ansible-bad-function
             list(argv),
-            stdin=subprocess.DEVNULL,
+            input=stdin,
             capture_output=True,
             timeout=timeout,
             check=False,

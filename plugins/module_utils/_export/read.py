@@ -122,7 +122,9 @@ def source(connection: t.Any, wanted: Wanted, where: Places) -> Source:
         identity=what,
         config=config,
         parts=tuple(
-            _part(drive) for drive in what.drives if drive.path and not drive.odd and os.path.exists(drive.path)
+            _part(drive)
+            for drive in what.drives
+            if drive.path and not (drive.odd or drive.encrypted) and os.path.exists(drive.path)
         ),
         missing=tuple(path for path in paths if not os.path.exists(path)),
         nvram=nvram if nvram and os.path.exists(nvram) else None,

@@ -19,7 +19,7 @@ from .._core import virt, xml
 from .._core.errors import PhyllomeError
 from .._core.plan import Change
 from .._core.program import run
-from . import domain, identity, media, read, storage
+from . import domain, identity, luks, media, read, spec, storage
 from .domain import Marker
 from .draft import Decision
 from .passthrough import PROGRAM
@@ -194,7 +194,8 @@ class Apply:
 
     def _create(self, change: Change) -> None:
         args = change.args
-        storage.create(args["file"], args["form"], args["size"], args["source"], args.get("method", "full"))
+        key = spec.passphrase(self._wanted, args["id"])
+        storage.create(args["file"], args["form"], args["size"], args["source"], args.get("method", "full"), key)
         self._finish(change)
         self._refresh(args["file"])
 
@@ -225,7 +226,7 @@ class Apply:
     def _grow(self, change: Change) -> None:
         args = change.args
         if args["target"] is None:
-            storage.grow(args["file"], args["form"], args["size"])
+            storage.grow(args["file"], args["form"], args["size"], spec.passphrase(self._wanted, args["id"]))
             self._refresh(args["file"])
         else:
             self._found.blockResize(args["target"], args["size"], virt.libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES)
@@ -233,6 +234,17 @@ class Apply:
     def _remove(self, change: Change) -> None:
         storage.remove(change.args["file"])
         self._refresh(change.args["file"])
+
+    def _set_secret(self, change: Change) -> None:
+        """Nobody can ask whether a private secret has its value, so only what is complete is called so."""
+        args, key = change.args, spec.passphrase(self._wanted, change.args["id"]) or ""
+        for done in (False, True):
+            secret = self._connection.secretDefineXML(luks.definition(args["uuid"], args["file"], done))
+            if not done:
+                secret.setValue(key.encode())
+
+    def _remove_secret(self, change: Change) -> None:
+        self._connection.secretLookupByUUIDString(change.args["uuid"]).undefine()
 
     def _remove_snapshots(self, change: Change) -> None:
         identity.remove_tree(change.args["folder"])
@@ -332,6 +344,8 @@ _STEPS: dict[str, t.Callable[[Apply, Change], None]] = {
     "volume.finish": Apply._finish,
     "volume.grow": Apply._grow,
     "volume.remove": Apply._remove,
+    "secret.set": Apply._set_secret,
+    "secret.remove": Apply._remove_secret,
     "store.remove": Apply._forget,
     "snapshots.remove": Apply._remove_snapshots,
     "medium.create": Apply._create_medium,

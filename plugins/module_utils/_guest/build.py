@@ -201,7 +201,7 @@ def ports(
     for declared in wanted:
         if declared.kind is DISKS:
             bus = declared.values.get("bus", profile.disk_bus)
-            taken += bus == "virtio"
+            taken += bus in ("virtio", "nvme")  # each NVMe disk has a controller of its own
             scsi = scsi or bus == "scsi"
         elif declared.kind is NETWORKS:
             # libvirt puts old PCI cards behind one bridge, which takes a port

@@ -25,7 +25,7 @@ from .._core.names import guest_uuid
 from .._core.plan import Change, Plan
 from .._core.program import run
 from .._core.units import format_size
-from . import domain, identity, plug, read, storage
+from . import domain, identity, luks, plug, read, spec, storage
 from .domain import Marker, Origin, Volume
 from .draft import together
 from .media import RESERVED
@@ -56,6 +56,9 @@ class Part:
         capacity: bytes that the guest sees.
         takes: bytes that the copy takes at most.
         exists: whether there is a file at path.
+        encrypted: whether its content cannot be read without its passphrase.
+        layered: whether an encrypted one has a backing file or snapshots inside.
+        opens: whether the clone's declared passphrase opens it; None when none is declared.
     """
 
     label: str
@@ -66,6 +69,9 @@ class Part:
     capacity: int
     takes: int
     exists: bool
+    encrypted: bool = False
+    layered: bool = False
+    opens: bool | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -160,9 +166,14 @@ def _parts(what: Identity, wanted: Wanted, placed: t.Mapping[str, str | None], o
         path = f"{directory}/{wanted.name}-{drive.label}.{form}"
         volume = ours.volume(drive.label) if ours else None
         path = volume.path if volume is not None else path  # as it was begun
-        told = json.loads(run(["qemu-img", "info", "-U", "-f", drive.format, "--output=json", drive.path]))
+        kind = "luks" if drive.encrypted and drive.format == "raw" else drive.format
+        told = json.loads(run(["qemu-img", "info", "-U", "-f", kind, "--output=json", drive.path]))
         argv = ["qemu-img", "measure", "-U", "-f", drive.format, "-O", "qcow2", "--output=json", drive.path]
-        takes = 0 if clone.method in ("linked", "reflink") else json.loads(run(argv))["required"]
+        if clone.method in ("linked", "reflink"):
+            takes = 0
+        else:
+            takes = told["actual-size"] if drive.encrypted else json.loads(run(argv))["required"]
+        key = spec.passphrase(wanted, drive.label) if drive.encrypted else None
         yield Part(
             label=drive.label,
             target=drive.target,
@@ -172,6 +183,9 @@ def _parts(what: Identity, wanted: Wanted, placed: t.Mapping[str, str | None], o
             capacity=told["virtual-size"],
             takes=takes,
             exists=os.path.exists(path),
+            encrypted=drive.encrypted,
+            layered=drive.encrypted and bool(told.get("backing-filename") or told.get("snapshots")),
+            opens=None if key is None else luks.opens(drive.path, drive.format, key),
         )
 
 
@@ -252,10 +266,11 @@ def _reasons(wanted: Wanted, clone: Clone, world: World) -> t.Iterator[PhyllomeE
         yield PhyllomeError(
             f"clone_from.guest: {clone.guest}", "it is a clone itself that is not complete", "Run for that one first."
         )
-    for reason in what.reasons():
+    for reason in what.reasons(encrypted=True):
         yield PhyllomeError(
             f"clone_from.guest: {clone.guest}: {reason}", "a clone is whole or it is none", "Change that in the source."
         )
+    yield from _locked(clone, world)
     for path in world.missing:
         yield PhyllomeError(f"clone_from.guest: {clone.guest}: {path}", "there is no such file", "Put it there first.")
     for name, directory in world.pools.items():
@@ -295,6 +310,38 @@ def _reasons(wanted: Wanted, clone: Clone, world: World) -> t.Iterator[PhyllomeE
                 )
 
 
+def _locked(clone: Clone, world: World) -> t.Iterator[PhyllomeError]:
+    """Encrypted disks are copied as they are, so the passphrase of the copy is that of the source."""
+    for part in world.parts:
+        option = f"disks.{part.label}"
+        if not part.encrypted:
+            continue
+        if clone.method == "linked":
+            yield PhyllomeError(
+                f"clone_from.method: linked: {option} of {clone.guest} is encrypted",
+                "what a linked clone writes would not be, or would need the source's passphrase for ever",
+                "Say method: full or reflink.",
+            )
+        if part.layered:
+            yield PhyllomeError(
+                f"clone_from.guest: {clone.guest}: {option} is encrypted and has a backing file or snapshots",
+                "its file is copied as it is, and that is not all of it",
+                "Delete the snapshots, or merge the files: virsh blockpull while the guest runs.",
+            )
+        if part.opens is None:
+            yield PhyllomeError(
+                f"{option}.encryption: the passphrase of the copy is not declared",
+                f"it is that of {clone.guest}, which libvirt tells nobody",
+                f"Declare {option} with encryption.passphrase.",
+            )
+        elif not part.opens:
+            yield PhyllomeError(
+                f"{option}.encryption.passphrase: it does not open {part.source}",
+                "the disk was made with another one",
+                f"Declare the passphrase of {clone.guest}.",
+            )
+
+
 def definition(wanted: Wanted, clone: Clone, world: World, where: Places) -> tuple[Element, tuple[str, ...]]:
     """The clone's definition with our marker in it, and what people have to know."""
     if world.there is not None:
@@ -328,6 +375,7 @@ def definition(wanted: Wanted, clone: Clone, world: World, where: Places) -> tup
             xml.drop(disk, "backingStore")
             xml.ensure(disk, "source").set("file", part.path)
             xml.ensure(disk, "driver").set("type", "qcow2" if clone.method == "linked" else part.format)
+            luks.set_secret(disk, luks.secret_uuid(root.findtext("uuid", ""), part.label))
     theirs = domain.marker(source.config)
     left = {device_id(found) for found in devices}
     marker = Marker(
@@ -398,7 +446,10 @@ def apply(connection: t.Any, wanted: Wanted, world: World, decision: Decision) -
 def _copy(part: Part, method: str, form: str) -> None:
     remedy = "Look at the disk space and the message, then run again: what is half made is made anew."
     with storage.making(part.path) as partial:
-        if method == "auto" and not (
+        if part.encrypted and method != "reflink":
+            share = "--reflink=never" if method == "full" else "--reflink=auto"
+            argv = ["cp", share, "--sparse=always", "--no-preserve=all", "--", part.source, partial]
+        elif method == "auto" and not (
             part.format == "qcow2" and (storage.chain(part.source) or identity.snapshots(part.source))
         ):
             # The kernel shares the blocks where the file system can, else it copies them, and holes stay holes.

@@ -312,6 +312,7 @@ def report(guest: t.Any, addresses: t.Sequence[str]) -> dict[str, t.Any]:
                 "bus": DISKS.row("bus").read(found),
                 "path": DISKS.row("path").read(found),
                 "format": DISKS.row("format").read(found),
+                "encrypted": DISKS.row("encryption").read(found) is not None,
                 "capacity": blocks.get(TARGET.read(found), (None, None))[0],
                 "allocation": blocks.get(TARGET.read(found), (None, None))[1],
             }

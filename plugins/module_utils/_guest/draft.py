@@ -204,6 +204,7 @@ ORDER = {
     # file that nobody knows about. What is taken out then leaves its place to what comes.
     "medium.create": -1,  # before a running guest gets it into its drive
     "unplug": 1,
+    "secret.set": 1,
     "volume.create": 2,
     "volume.finish": 2,
     "volume.grow": 3,

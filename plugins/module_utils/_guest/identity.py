@@ -21,7 +21,8 @@ import urllib.parse
 from .._core import xml
 from .._core.errors import PhyllomeError
 from .._core.program import run
-from .spec import mac_address
+from . import luks
+from .spec import disk_serial, mac_address
 from .tables import DISKS, DOMAIN, NETWORKS, TARGET, device_id
 
 if t.TYPE_CHECKING:
@@ -85,6 +86,7 @@ class Drive:
         path: of its file; None when it is not in a file.
         format: as the definition has it.
         odd: why it can be neither copied nor put back, or None.
+        encrypted: whether its content cannot be read without its passphrase.
     """
 
     target: str
@@ -92,6 +94,7 @@ class Drive:
     path: str | None
     format: str
     odd: str | None = None
+    encrypted: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,9 +115,11 @@ class Identity:
     tpm: str | None
     odd: tuple[str, ...] = ()
 
-    def reasons(self) -> tuple[str, ...]:
-        """All that stands against a whole copy."""
-        return (*(f"disk {drive.label} {drive.odd}" for drive in self.drives if drive.odd), *self.odd)
+    def reasons(self, encrypted: bool = False) -> tuple[str, ...]:
+        """All that stands against a whole copy; ``encrypted`` where that is no reason."""
+        locked = [drive for drive in self.drives if drive.encrypted and not encrypted]
+        told = [f"disk {drive.label} {drive.odd}" for drive in self.drives if drive.odd]
+        return (*told, *(f"disk {drive.label} is encrypted" for drive in locked), *self.odd)
 
 
 def of(config: Element, live: Element | None, where: Places) -> Identity:
@@ -166,7 +171,7 @@ def _drive(found: Element) -> Drive:
         odd = "is transient"
     elif form not in ("qcow2", "raw"):
         odd = f"has the format {form}"
-    return Drive(target, device_id(found) or target, path, form, odd)
+    return Drive(target, device_id(found) or target, path, form, odd, luks.encryption(found) is not None)
 
 
 def reborn(root: Element, name: str, uuid: str, store: str, fresh: bool) -> None:
@@ -198,8 +203,7 @@ def reborn(root: Element, name: str, uuid: str, store: str, fresh: bool) -> None
     for disk in DISKS.elements(root):
         serial = xml.first(disk, "serial")
         if serial is not None:
-            label = device_id(disk) or TARGET.read(disk)
-            serial.text = hashlib.sha256(f"{uuid}/{label}".encode()).hexdigest()[:20]
+            serial.text = disk_serial(uuid, device_id(disk) or TARGET.read(disk) or "")
 
 
 def snapshot_folder(where: Places, uuid: str) -> str:

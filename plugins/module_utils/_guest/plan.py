@@ -58,6 +58,7 @@ def decide(wanted: Wanted, there: Guest | None, world: World, waits: t.Collectio
     plan_overlay.overlays(draft)
     plan_fields.together(draft)
     plan_disks.disks(draft)
+    plan_disks.secrets(draft)
     plan_first.first_boot(draft)
     _own(draft)
     _autostart(draft)

@@ -13,9 +13,10 @@ import copy
 import typing as t
 
 from .._core import xml
-from . import build, domain, plan_fields, storage
+from . import build, domain, luks, plan_fields, storage
 from .media import RESERVED
 from .passthrough import is_key
+from .spec import disk_serial
 from .tables import (
     ALIAS,
     CDROMS,
@@ -134,6 +135,8 @@ def _add(draft: Draft, kind: DeviceKind, device: Device, boot: int | None) -> No
         values.setdefault("boot", boot)
     if kind is DISKS:
         values = _disk_values(draft, device, values)
+        if values.get("bus") == "nvme":
+            values.setdefault("serial", disk_serial(draft.uuid, device.id))  # it has no disks without one
     if kind.needed and not set(kind.needed) & set(values):
         what = "it is connected to nothing" if kind is NETWORKS else "what it is is not said"
         needed = " or ".join(dict.fromkeys(option.partition(".")[0] for option in kind.needed))
@@ -145,6 +148,8 @@ def _add(draft: Draft, kind: DeviceKind, device: Device, boot: int | None) -> No
     options = [row for row in kind.rows if row.option in values]
     for row in options:
         row.write(made, values[row.option])
+    if device.passphrase is not None:
+        luks.set_secret(made, luks.secret_uuid(draft.uuid, device.id))
     _renamed(draft, made, device.id)
     if kind in (DISKS, CDROMS) and values.get("bus") == "scsi":
         build.scsi_controller(draft.root)
@@ -198,15 +203,20 @@ def _edit(draft: Draft, kind: DeviceKind, device: Device, found: Element) -> Non
         elif row.when == "refused":
             draft.note("refused", path, before, value, "refused")
             draft.problem(
-                f"{path}: {value} is declared, the guest has {before}",
+                f"{path}: {value} is declared, the guest has {before or 'none'}",
                 "a disk's file is not moved or converted by declaring another",
-                f"Declare {before}, or add a disk with an id of its own.",
+                f"{f'Declare {before}' if before else 'Leave it out'}, or add a disk with an id of its own.",
             )
         else:
             _offered(draft, device, row, value)
             row.write(found, value)
             if row.option == "bus":
                 _renamed(draft, found, device.id)
+                serial = kind.row("serial") if value == "nvme" else None
+                if serial is not None and not (serial.read(found) or "serial" in device.values):
+                    made = disk_serial(draft.uuid, device.id)
+                    serial.write(found, made)
+                    draft.note("config", f"{device.path}.serial", None, made, draft.when(serial))
             told = _live(row, live[1]) if live else {}
             draft.note("config", path, row.shown(before), row.shown(value), draft.when(row), **told)
             if row.option == "bus" and value == "scsi":
@@ -226,6 +236,15 @@ def _live(row: Field, running: Element) -> dict[str, t.Any]:
 
 
 def _offered(draft: Draft, device: Device, row: Field, value: t.Any) -> None:
+    host = draft.world.host
+    if row.option == "bus" and value == "nvme" and host is not None and value not in host.offers.get(row.offered, ()):
+        major, minor = draft.world.libvirt // 1000000, draft.world.libvirt // 1000 % 1000
+        draft.problem(
+            f"{device.path}.bus: nvme",
+            f"libvirt emulates it from 11.5 on, if QEMU has it; this host has libvirt {major}.{minor}",
+            "Choose virtio, or sata for a system without virtio drivers; or put the guest on a newer host.",
+        )
+        return
     plan_fields.offered_here(draft, f"{device.path}.{row.option}", row, value)
 
 

@@ -15,7 +15,7 @@ import typing as t
 
 from .._core.errors import PhyllomeError
 from .._core.units import format_size
-from . import domain, storage
+from . import domain, luks, storage
 from .domain import Volume
 from .tables import DISKS, TARGET
 
@@ -93,6 +93,14 @@ def _there(draft: Draft, disk: Device, found: Element, path: str) -> None:
     if isinstance(image, PhyllomeError):
         draft.problems.append(image)
         return
+    if image is not None and image.encrypted != (luks.encryption(found) is not None):
+        if image.encrypted:
+            rule, remedy = "nothing is in it for who does not know its passphrase", "Declare encryption.passphrase."
+        else:
+            rule, remedy = "a disk is not encrypted by declaring it", "Leave encryption out, or make another disk."
+        told = "is encrypted" if image.encrypted else "is not encrypted"
+        draft.problem(f"{disk.path}.encryption: {path} {told}", rule, remedy)
+        return
     if image is not None and image.format != form:
         draft.problem(f"{disk.path}.format: {form}", f"{path} is {image.format}", f"Declare format: {image.format}.")
         return
@@ -122,6 +130,13 @@ def _resize(draft: Draft, disk: Device, found: Element, path: str, capacity: int
             # A size is the file's; there is no definition that could carry it to the next start.
             draft.later.append({"path": f"{disk.path}.size", "from": before, "to": after})
             return
+        locked = luks.encryption(found) is not None
+        if locked and running is None and disk.passphrase is None:
+            draft.problem(
+                f"{disk.path}.size: {after}",
+                "an encrypted disk that nobody uses is opened to grow it",
+                "Declare encryption.passphrase, or start the guest first.",
+            )
         draft.note(
             "volume.grow",
             f"{disk.path}.size",
@@ -130,6 +145,7 @@ def _resize(draft: Draft, disk: Device, found: Element, path: str, capacity: int
             file=path,
             form=DISKS.row("format").read(found),
             size=size,
+            id=disk.id,
             target=None if running is None else TARGET.read(running),
         )
 
@@ -172,7 +188,9 @@ def _missing(draft: Draft, disk: Device, found: Element, path: str, room: dict[s
             f"Declare format: {source.format}, or method: full.",
         )
         return
-    room[directory] = room.get(directory, 0) + storage.needed(size, source if method == "full" else None)
+    room[directory] = room.get(directory, 0) + storage.needed(
+        size, source if method == "full" else None, whole=disk.passphrase is not None and form == "raw"
+    )
     if not ours:
         volumes = tuple(kept for kept in draft.marker.volumes if kept.id != disk.id)
         draft.marker = dataclasses.replace(draft.marker, volumes=(*volumes, Volume(disk.id, path, False)))
@@ -201,6 +219,13 @@ def _source(draft: Draft, disk: Device) -> storage.Image | None:
     if isinstance(image, PhyllomeError):
         draft.problem(f"{disk.path}.source: {image.what}", image.why, image.remedy)
         return None
+    if image.encrypted:
+        draft.problem(
+            f"{path}: {disk.source.path} is encrypted",
+            "a copy is made from what is in an image, and nobody says its passphrase",
+            "Use it as it is, with path and encryption, or make a plain image of it.",
+        )
+        return None
     if image.refers and disk.source.method != "linked":
         draft.problem(
             f"{path}: {disk.source.path} refers to another file",
@@ -216,3 +241,27 @@ def _source(draft: Draft, disk: Device) -> storage.Image | None:
         )
         return None
     return image
+
+
+def secrets(draft: Draft) -> None:
+    """The passphrases that libvirt has to know. Where one is known already, it is the one that opens the disk."""
+    for disk in draft.wanted.devices.get(DISKS.option, ()):
+        found, path = domain.device(DISKS, draft.root, disk.id), draft.world.paths.get(disk.id)
+        if found is None or path is None or disk.passphrase is None or luks.encryption(found) is None:
+            continue
+        option, uuid = f"{disk.path}.encryption.passphrase", luks.secret_uuid(draft.uuid, disk.id)
+        if draft.world.opens.get(path) is False:
+            draft.problem(
+                f"{option}: it does not open {path}",
+                "the disk was made with another one",
+                "Declare that one. qemu-img amend changes the passphrase of a disk.",
+            )
+        elif luks.secret_of(found) == uuid and draft.world.secrets.get(uuid) != luks.SET:
+            other = draft.world.keepers.get(path, uuid)
+            if other != uuid:
+                draft.problem(
+                    f"{option}: libvirt has a secret for {path} already, {other}",
+                    "a file has one, and this is not ours",
+                    f"Is it of use? Otherwise: virsh secret-undefine {other}.",
+                )
+            draft.note("secret.set", option, None, "(not shown)", id=disk.id, uuid=uuid, file=path)

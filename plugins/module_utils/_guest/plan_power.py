@@ -12,6 +12,7 @@ from __future__ import annotations
 import typing as t
 
 from .._core.units import format_size
+from . import luks
 from .tables import CDROMS, DISKS, DOMAIN, HOSTDEVS, NETWORKS, device_id, host_device
 
 if t.TYPE_CHECKING:
@@ -124,6 +125,15 @@ def _startable(draft: Draft) -> None:
                 f"hostdevs.{HOSTDEVS.label(found)}: {name}",
                 "the device is not plugged in, and the guest cannot start without it",
                 "Plug it in, or declare startup_policy: optional for it.",
+            )
+    given = {change.args["uuid"] for change in draft.changes if change.action == "secret.set"}
+    for found in DISKS.elements(draft.root):
+        secret = luks.secret_of(found)
+        if secret and secret not in given and draft.world.secrets.get(secret, luks.SET) != luks.SET:
+            draft.problem(
+                f"disks.{DISKS.label(found)}.encryption: libvirt does not know its passphrase",
+                f"this host has no secret {secret}, and the guest cannot start without it",
+                "Declare encryption.passphrase of the disk.",
             )
     declared = {device.id for devices in draft.wanted.devices.values() for device in devices}
     made = {change.args["file"] for change in draft.changes if change.action == "medium.create"}

@@ -13,7 +13,7 @@ import typing as t
 
 from .._core.errors import PhyllomeError
 from .._core.plan import Change, Plan
-from . import domain
+from . import domain, luks
 from .domain import Volume
 from .draft import Decision, together
 from .media import RESERVED
@@ -84,6 +84,10 @@ def removal(wanted: Wanted, there: Guest | None, world: World) -> Decision:
                     args={"id": volume.id, "file": volume.path},
                 )
             )
+            secret = luks.secret_uuid(there.uuid, volume.id)
+            if world.secrets.get(secret, luks.NONE) != luks.NONE:
+                option = f"disks.{volume.id}.encryption.passphrase"
+                changes.append(Change("secret.remove", option, "(not shown)", None, args={"uuid": secret}))
     if wanted.delete_disks and world.snapshots is not None:
         changes.append(
             Change("snapshots.remove", "snapshots", "memory and state", None, args={"folder": world.snapshots})

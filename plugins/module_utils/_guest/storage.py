@@ -21,6 +21,7 @@ import typing as t
 from .._core.errors import PhyllomeError
 from .._core.program import run
 from .._core.units import format_size
+from . import luks
 
 _COPY_TIMEOUT = 24 * 3600
 _OVERHEAD = 4 * 1024**2
@@ -42,16 +43,18 @@ class Image:
     """A disk image.
 
     Attributes:
-        format: as qemu-img names it.
+        format: as qemu-img names it; ``raw`` for LUKS and nothing around it.
         capacity: bytes that the guest sees.
         needs: bytes that a copy of it takes at most.
         refers: another file that holds a part of its content.
+        encrypted: whether nothing is in it for who does not know its passphrase.
     """
 
     format: str
     capacity: int
     needs: int
     refers: str | None = None
+    encrypted: bool = False
 
 
 def inspect(path: str, checksum: str | None = None) -> Image:
@@ -77,11 +80,13 @@ def inspect(path: str, checksum: str | None = None) -> Image:
     if info["format"] == "raw":
         _check_raw(path, head, info["virtual-size"])
     details = info.get("format-specific", {}).get("data") or {}
+    encrypted = info["format"] == "luks" or bool(info.get("encrypted"))
     return Image(
-        format=info["format"],
+        format="raw" if info["format"] == "luks" else info["format"],
         capacity=info["virtual-size"],
-        needs=_needs(path, info),
+        needs=info["virtual-size"] if encrypted else _needs(path, info),
         refers=info.get("backing-filename") or details.get("data-file"),
+        encrypted=encrypted,
     )
 
 
@@ -146,12 +151,14 @@ def free(directory: str) -> int:
     return found.f_bavail * found.f_frsize
 
 
-def needed(size: int, source: Image | None) -> int:
-    """Bytes that making a sparse disk takes at once."""
-    return _OVERHEAD + (source.needs if source else 0)
+def needed(size: int, source: Image | None, whole: bool = False) -> int:
+    """Bytes that making a sparse disk takes at once; ``whole`` for a copy that cannot have holes."""
+    return _OVERHEAD + (0 if source is None else size if whole else source.needs)
 
 
-def create(path: str, form: str, size: int, source: str | None, method: str = "full") -> None:
+def create(
+    path: str, form: str, size: int, source: str | None, method: str = "full", passphrase: str | None = None
+) -> None:
     """Make a disk's file: sparse, complete under another name first, then linked to its own.
 
     Whatever lies under that other name without anybody working on it is from a run that was cut off, and is
@@ -164,24 +171,27 @@ def create(path: str, form: str, size: int, source: str | None, method: str = "f
         source: image to make it from.
         method: ``full`` copies it; ``reflink`` shares its blocks with it, where the file system can; ``linked`` only
             writes down what differs from it, so the image has to stay as it is.
+        passphrase: by which it is encrypted with LUKS; None for a disk that is not. It cannot share blocks then.
 
     Raises:
         PhyllomeError: it exists, somebody else is making it, or the copy fails.
     """
     remedy = "Look at the disk space and at the image, then run again: what is half made is made anew."
+    made, key = ([form], "") if passphrase is None else (luks.making(form), passphrase)
     with making(path) as partial:
         if source is None:
-            run(["qemu-img", "create", "-q", "-f", form, partial, str(size)], remedy=remedy)
+            run(["qemu-img", "create", "-q", "-f", *made, partial, str(size)], remedy=remedy, stdin=key)
         elif method == "linked":
             backing = ["-b", source, "-F", inspect(source).format]
-            run(["qemu-img", "create", "-q", "-f", form, *backing, partial, str(size)], remedy=remedy)
+            run(["qemu-img", "create", "-q", "-f", *made, *backing, partial, str(size)], remedy=remedy, stdin=key)
         elif method == "reflink":
             remedy = "Say method: full, or put both on one btrfs or XFS file system."
             run(["cp", "--reflink=always", "--no-preserve=all", source, partial], remedy=remedy)
             _enlarge(partial, form, size)
         else:
-            run(["qemu-img", "convert", "-q", "-O", form, source, partial], timeout=_COPY_TIMEOUT, remedy=remedy)
-            _enlarge(partial, form, size)
+            argv = ["qemu-img", "convert", "-q", "-O", *made, source, partial]
+            run(argv, timeout=_COPY_TIMEOUT, remedy=remedy, stdin=key)
+            _enlarge(partial, form, size, passphrase)
 
 
 @contextlib.contextmanager
@@ -251,24 +261,34 @@ def _sync(directory: str) -> None:
         os.close(descriptor)
 
 
-def _enlarge(path: str, form: str, size: int) -> None:
-    told = json.loads(run(["qemu-img", "info", "-U", "--output=json", "-f", form, path]))
-    if told["virtual-size"] < size:
+def _enlarge(path: str, form: str, size: int, passphrase: str | None = None) -> None:
+    if _capacity(path, form, passphrase is not None, "-U") < size:
+        _resize(path, form, size, passphrase)
+
+
+def _capacity(path: str, form: str, encrypted: bool, *flags: str) -> int:
+    kind = "luks" if encrypted and form == "raw" else form
+    return int(json.loads(run(["qemu-img", "info", *flags, "--output=json", "-f", kind, path]))["virtual-size"])
+
+
+def _resize(path: str, form: str, size: int, passphrase: str | None) -> None:
+    if passphrase is None:
         run(["qemu-img", "resize", "-q", "-f", form, path, str(size)])
+    else:
+        run(["qemu-img", "resize", "-q", *luks.opening(path, form), str(size)], stdin=passphrase)
 
 
-def grow(path: str, form: str, size: int) -> None:
+def grow(path: str, form: str, size: int, passphrase: str | None = None) -> None:
     """Make a disk bigger that nobody uses; QEMU's image lock refuses when somebody does.
 
     Raises:
         PhyllomeError: it is bigger already, or qemu-img fails.
     """
-    told = json.loads(run(["qemu-img", "info", "--output=json", "-f", form, path]))
-    if told["virtual-size"] > size:
+    if _capacity(path, form, passphrase is not None) > size:
         raise PhyllomeError(
             f"{path} would shrink to {format_size(size)}", "its end would be cut off", "Disks only grow."
         )
-    run(["qemu-img", "resize", "-q", "-f", form, path, str(size)])
+    _resize(path, form, size, passphrase)
 
 
 def aside(path: str) -> str:

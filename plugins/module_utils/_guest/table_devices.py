@@ -16,7 +16,7 @@ import typing as t
 
 from .._core import xml
 from .._core.fields import ON_OFF, YES_NO, Field, Flag
-from . import values
+from . import luks, values
 
 if t.TYPE_CHECKING:
     from .._core.xml import Element
@@ -105,6 +105,12 @@ class _Block(Field):
         root.set("type", "block")
         xml.drop(root, "source")
         super().write(root, value)
+
+
+class _Encryption(Field):
+    def read(self, root: Element) -> t.Any:
+        found = luks.encryption(root)
+        return None if found is None else found.get("format")
 
 
 class _Link(Field):
@@ -258,17 +264,21 @@ def host_device(root: Element) -> str | None:
 
 def free_name(bus: str, taken: t.Container[str | None]) -> str:
     """The first target name of a bus that is not taken."""
-    return next(name for name in _device_names(_PREFIX[bus]) if name not in taken)
+    return next(name for name in _device_names(bus) if name not in taken)
 
 
-def _device_names(prefix: str) -> t.Iterator[str]:
+def _device_names(bus: str) -> t.Iterator[str]:
     number = 0
     while True:
+        if bus == "nvme":
+            yield f"nvme{number}n1"  # a controller for each disk, which then has a serial number of its own
+            number += 1
+            continue
         rest, name = number, ""
         while rest >= 0:
             name = chr(ord("a") + rest % 26) + name
             rest = rest // 26 - 1
-        yield prefix + name
+        yield _PREFIX[bus] + name
         number += 1
 
 
@@ -308,10 +318,11 @@ DISKS = DeviceKind(
     tag="disk",
     device="disk",
     rows=(
-        _Bus("bus", "target/@bus", choices=("virtio", "scsi", "sata", "usb"), offered="disk.bus"),
+        _Bus("bus", "target/@bus", choices=("virtio", "scsi", "sata", "usb", "nvme"), offered="disk.bus"),
         Field("path", "source/@file", values.PATH, when="refused"),
         _Block("block", "source/@dev", values.PATH, when="refused"),
         Field("format", "driver/@type", when="refused", choices=("qcow2", "raw")),
+        _Encryption("encryption", "source/encryption/@format", values.ENCRYPTION, when="refused"),
         BOOT,
         Field("cache", "driver/@cache", choices=("none", "writeback", "writethrough", "directsync", "unsafe")),
         Field("io", "driver/@io", choices=("native", "threads", "io_uring")),

@@ -213,6 +213,12 @@ def _secret(value: str, option: str) -> str:
     return value
 
 
+def _encryption(value: t.Mapping[str, t.Any], option: str) -> str:
+    """What the XML says of it; the passphrase is no part of that."""
+    _secret(value["passphrase"], f"{option}.passphrase")
+    return "luks"
+
+
 def _bytes(value: str, option: str) -> int:
     return 0 if value == "0" else parse_size(value, option)
 
@@ -309,6 +315,7 @@ LINES = dataclasses.replace(STR, accept=_lines, parse=lambda text, unit: text.st
 TAG = dataclasses.replace(STR, accept=_tag)
 SERIAL = dataclasses.replace(STR, accept=_serial)
 SECRET = Kind("str", accept=_secret, show=lambda value: "(not shown)", secret=True)
+ENCRYPTION = Kind("dict", accept=_encryption, options={"passphrase": {"type": "str", "required": True, "no_log": True}})
 PCI = dataclasses.replace(STR, accept=_pci)
 PCI_DEVICE = dataclasses.replace(STR, accept=_pci_device)
 USB_ID = dataclasses.replace(STR, accept=_hex, parse=lambda text, unit: text.lower())

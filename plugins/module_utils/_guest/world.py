@@ -17,7 +17,7 @@ import urllib.parse
 from .._core import virt, xml
 from .._core.errors import PhyllomeError
 from .._core.names import guest_uuid
-from . import build, domain, passthrough, read_host, storage
+from . import build, domain, luks, passthrough, read_host, storage
 from .identity import places, snapshot_folder
 from .plan_power import DRI, VSOCK
 from .read import linked
@@ -54,6 +54,9 @@ class World:
         hugepages: how many are free, by their size in bytes.
         passthrough: what its host devices depend on.
         clones: names of guests whose disks are based on the guest's; only where it may be started.
+        secrets: ``luks.NONE``, ``BEGUN`` or ``SET`` of the secrets of encrypted disks, by uuid.
+        keepers: uuid of the secret that libvirt has for a disk's file, by path.
+        opens: whether the declared passphrase opens a disk, by path.
         snapshots: folder of its snapshots, see vm_snapshot; only where it shall be absent and has one.
     """
 
@@ -75,6 +78,9 @@ class World:
     hugepages: t.Mapping[int, int] = dataclasses.field(default_factory=dict)
     passthrough: passthrough.Devices = dataclasses.field(default_factory=passthrough.Devices)
     clones: tuple[str, ...] = ()
+    secrets: t.Mapping[str, str] = dataclasses.field(default_factory=dict)
+    keepers: t.Mapping[str, str] = dataclasses.field(default_factory=dict)
+    opens: t.Mapping[str, bool] = dataclasses.field(default_factory=dict)
     snapshots: str | None = None
 
 
@@ -116,6 +122,7 @@ class Look:
         """What is declared of guests that are to have devices of the host, all of one run."""
         self.foreseen: frozenset[str] = frozenset()
         """Addresses of devices that are taken for bound to VFIO."""
+        self._open: dict[tuple[str, str], bool] = {}
 
     def lookup(self, wanted: Wanted) -> tuple[t.Any, tuple[str, str] | None]:
         """The wanted guest's domain or None, and uuid and name of a domain that stands in its way or None."""
@@ -141,7 +148,8 @@ class Look:
                     return base
                 folder = snapshot_folder(places(self.uri), there.uuid)
                 kept = folder if os.path.isdir(folder) else None
-                return dataclasses.replace(base, users=self._users(there), snapshots=kept)
+                secrets = self._secrets(_volume_secrets(there))
+                return dataclasses.replace(base, users=self._users(there), snapshots=kept, secrets=secrets)
             return self._around(wanted, there, base)
 
     def _around(self, wanted: Wanted, there: Guest | None, base: World) -> World:
@@ -170,6 +178,7 @@ class Look:
             path = paths.get(disk.id)
             if disk.source and path and not exists[path] and exists[disk.source.path]:
                 images[disk.source.path] = self._image(disk.source.path, disk.source.checksum)
+        locked = [disk for disk in disks if disk.passphrase is not None and disk.id in paths]
         directories = {os.path.dirname(path) for path in paths.values()}
         return dataclasses.replace(
             base,
@@ -190,6 +199,9 @@ class Look:
             hugepages=read_host.hugepages(),
             passthrough=self._passthrough(wanted, there),
             clones=self._clones(wanted, there),
+            secrets=self._secrets(_disk_secrets(wanted, there)),
+            keepers=dict(self._keepers(paths[disk.id] for disk in locked)),
+            opens=dict(self._opened(locked, there, paths, exists, images)),
         )
 
     def _clones(self, wanted: Wanted, there: Guest | None) -> tuple[str, ...]:
@@ -199,6 +211,45 @@ class Look:
         if self._linked is None:
             self._linked = linked(self.connection)
         return self._linked.get(there.uuid, ())
+
+    def _secrets(self, uuids: t.Iterable[str]) -> dict[str, str]:
+        missing = virt.libvirt.VIR_ERR_NO_SECRET
+        states = {}
+        for uuid in uuids:
+            found = virt.found(lambda: self.connection.secretLookupByUUIDString(uuid), missing)  # noqa: B023
+            states[uuid] = luks.NONE if found is None else luks.state(found.XMLDesc())
+        return states
+
+    def _keepers(self, paths: t.Iterable[str]) -> t.Iterator[tuple[str, str]]:
+        kind, missing = virt.libvirt.VIR_SECRET_USAGE_TYPE_VOLUME, virt.libvirt.VIR_ERR_NO_SECRET
+        for path in paths:
+            found = virt.found(lambda: self.connection.secretLookupByUsage(kind, path), missing)  # noqa: B023
+            if found is not None:
+                yield path, found.UUIDString()
+
+    def _opened(
+        self,
+        disks: t.Iterable[Device],
+        there: Guest | None,
+        paths: t.Mapping[str, str],
+        exists: t.Mapping[str, bool],
+        images: t.Mapping[str, storage.Image | PhyllomeError],
+    ) -> t.Iterator[tuple[str, bool]]:
+        """Only of disks that are there and encrypted: the others say that themselves."""
+        for disk in disks:
+            path, found = paths[disk.id], None if there is None else domain.device(DISKS, there.config, disk.id)
+            image = images.get(path)
+            known = found is not None and luks.encryption(found) is not None
+            if not exists[path] or not (image.encrypted if isinstance(image, storage.Image) else known):
+                continue
+            if isinstance(image, storage.Image):
+                form = image.format
+            else:
+                form = "raw" if found is None else DISKS.row("format").read(found)
+            key = (path, str(disk.passphrase))
+            if key not in self._open:
+                self._open[key] = luks.opens(path, form, key[1])
+            yield path, self._open[key]
 
     def _first(self, wanted: Wanted, there: Guest | None, paths: t.Mapping[str, str]) -> First:
         if wanted.cloud_init is None and wanted.install is None:
@@ -330,6 +381,20 @@ def _of_guest(there: Guest | None) -> t.Iterator[str]:
             path = kind.row("path").read(found)
             if path:
                 yield path
+
+
+def _disk_secrets(wanted: Wanted, there: Guest | None) -> set[str]:
+    """Secrets of encrypted disks that the guest has or will have."""
+    uuid = wanted.uuid or guest_uuid(wanted.name) if there is None else there.uuid
+    named = [] if there is None else [luks.secret_of(found) for found in DISKS.elements(there.config)]
+    locked = [disk for disk in wanted.devices.get(DISKS.option, ()) if disk.passphrase is not None]
+    return {*filter(None, named), *(luks.secret_uuid(uuid, disk.id) for disk in locked)}
+
+
+def _volume_secrets(there: Guest) -> list[str]:
+    """Secrets that the files that are ours have, if they are encrypted."""
+    ours = domain.marker(there.config)
+    return [luks.secret_uuid(there.uuid, volume.id) for volume in (ours.volumes if ours else ())]
 
 
 def _of_host(wanted: Wanted) -> t.Iterator[str]:

@@ -17,7 +17,7 @@ import types
 import typing as t
 
 from ansible_collections.phyllome.virt.plugins.module_utils._core import virt, xml
-from ansible_collections.phyllome.virt.plugins.module_utils._guest import converge, live, spec, storage, world
+from ansible_collections.phyllome.virt.plugins.module_utils._guest import converge, live, luks, spec, storage, world
 
 GIB = 1024**3
 _CAPABILITIES = (pathlib.Path(__file__).parent / "domains/capabilities-qemu.xml").read_text()
@@ -47,6 +47,8 @@ class Library:
     VIR_ERR_NO_NETWORK = 43
     VIR_ERR_NO_STORAGE_POOL = 49
     VIR_ERR_NO_STORAGE_VOL = 50
+    VIR_ERR_NO_SECRET = 66
+    VIR_SECRET_USAGE_TYPE_VOLUME = 1
     VIR_DOMAIN_XML_SECURE = 1
     VIR_DOMAIN_XML_INACTIVE = 2
     VIR_DOMAIN_AFFECT_LIVE = 1
@@ -209,6 +211,9 @@ class Domain:
         with self.host.step("create"):
             if self.live is not None:
                 raise LibvirtError("domain is already running")
+            for named in self.config.findall("devices/disk/source/encryption/secret"):
+                if not self.host.secretLookupByUUIDString(named.get("uuid")).key:
+                    raise LibvirtError("secret has no value")
             for source in self.config.findall("devices/disk/source"):
                 if source.get("file") and source.get("file") not in self.host.files:
                     raise LibvirtError(f"Cannot access storage file {source.get('file')}")
@@ -258,6 +263,27 @@ def _fill(root: t.Any, running: bool = False) -> None:
             xml.child(found, "alias", name=f"{found.tag}{found.getparent().index(found)}")
 
 
+class Secret:
+    """The passphrase of a disk; private, so nobody can read it."""
+
+    def __init__(self, host: Hypervisor, uuid: str) -> None:
+        self.host, self.uuid, self.text, self.key = host, uuid, "", b""
+
+    def UUIDString(self) -> str:
+        return self.uuid
+
+    def XMLDesc(self) -> str:
+        return self.text
+
+    def setValue(self, key: bytes) -> None:
+        with self.host.step("setSecret"):
+            self.key = key
+
+    def undefine(self) -> None:
+        with self.host.step("undefineSecret"):
+            del self.host.secrets[self.uuid]
+
+
 class _Step:
     """One change; ``kill_at`` counts places before and after each."""
 
@@ -290,12 +316,16 @@ class Hypervisor:
         self.folder, self.domains, self.told = folder, t.cast(list[Domain], []), t.cast(list[str], [])
         self.files: dict[str, int] = {}
         self.handles: dict[int, t.Any] = {}
+        self.secrets: dict[str, Secret] = {}
+        self.passphrases: dict[str, str] = {}
+        """By which the files that are encrypted were made."""
         self.places, self.kill_at = 0, 0
         monkeypatch.setattr(virt, "libvirt", Library())
         monkeypatch.setattr(storage, "create", self._create)
         monkeypatch.setattr(storage, "grow", self._grow)
         monkeypatch.setattr(storage, "remove", self._remove)
-        monkeypatch.setattr(storage, "inspect", lambda path, checksum=None: storage.Image("qcow2", self.files[path], 0))
+        monkeypatch.setattr(storage, "inspect", lambda path, checksum=None: self._image(path))
+        monkeypatch.setattr(luks, "opens", lambda path, form, key: self.passphrases[path] == key)
         monkeypatch.setattr(storage, "chain", lambda path: ())
 
     def step(self, name: str) -> _Step:
@@ -316,6 +346,7 @@ class Hypervisor:
         return {
             "files": dict(self.files),
             "disk": sorted(os.listdir(self.folder)),
+            "secrets": {uuid: (found.text, found.key) for uuid, found in self.secrets.items()},
             "guests": {
                 found.name(): (
                     xml.dump(found.config),
@@ -327,13 +358,21 @@ class Hypervisor:
             },
         }
 
-    def _create(self, path: str, form: str, size: int, source: str | None, *more: t.Any) -> None:
+    def _image(self, path: str) -> storage.Image:
+        return storage.Image("qcow2", self.files[path], 0, encrypted=path in self.passphrases)
+
+    def _create(
+        self, path: str, form: str, size: int, source: str | None, method: str, passphrase: str | None = None
+    ) -> None:
         with self.step("volume.create"):
             pathlib.Path(path).touch(exist_ok=False)
             self.files[path] = max(size, self.files.get(str(source), 0))
+            if passphrase is not None:
+                self.passphrases[path] = passphrase
 
-    def _grow(self, path: str, form: str, size: int) -> None:
+    def _grow(self, path: str, form: str, size: int, passphrase: str | None = None) -> None:
         with self.step("volume.grow"):
+            assert self.passphrases.get(path) == passphrase
             self.files[path] = size
 
     def _remove(self, path: str) -> None:
@@ -365,6 +404,24 @@ class Hypervisor:
             if found.UUIDString() == uuid:
                 return found
         raise LibvirtError("no domain", 42)
+
+    def secretLookupByUUIDString(self, uuid: str) -> Secret:
+        if uuid not in self.secrets:
+            raise LibvirtError("no secret", 66)
+        return self.secrets[uuid]
+
+    def secretLookupByUsage(self, kind: int, usage: str) -> Secret:
+        for found in self.secrets.values():
+            if f"<volume>{usage}</volume>" in found.text:
+                return found
+        raise LibvirtError("no secret", 66)
+
+    def secretDefineXML(self, text: str) -> Secret:
+        with self.step("defineSecret"):
+            uuid = str(xml.parse(text).findtext("uuid"))
+            found = self.secrets.setdefault(uuid, Secret(self, uuid))
+            found.text = text
+            return found
 
     def listAllDomains(self, flags: int = 0) -> list[Domain]:
         return list(self.domains)

@@ -165,7 +165,7 @@ def test_a_disk_that_is_complete_is_noted(monkeypatch, lab):
     domain = Domain()
     applying = apply.Apply(Connection(domain), None, wanted())
     applying.run(decision)
-    assert made == [("/var/lib/libvirt/images/web-root.qcow2", "qcow2", 1024**3, None, "full")]
+    assert made == [("/var/lib/libvirt/images/web-root.qcow2", "qcow2", 1024**3, None, "full", None)]
     ((name, dummy, text, prefix, uri, scope),) = domain.told
     assert (name, prefix, uri, scope) == ("setMetadata", "phyllome", xml.GUEST_NS, "affect_config")
     assert 'made="yes"' in text and "xmlns" not in text
@@ -175,8 +175,8 @@ def test_disks_grow_where_they_are_used(monkeypatch):
     grown = []
     monkeypatch.setattr(apply.storage, "grow", lambda *args: grown.append(args))
     domain = Domain()
-    run(domain, step("volume.grow", file="/d", form="raw", size=512, target=None))
-    assert grown == [("/d", "raw", 512)]
+    run(domain, step("volume.grow", file="/d", form="raw", size=512, target=None, id="root"))
+    assert grown == [("/d", "raw", 512, None)]
     run(domain, step("volume.grow", file="/d", form="raw", size=512, target="vda"))
     assert domain.told == [("blockResize", "vda", 512, "block_resize_bytes")]
 

@@ -24,8 +24,10 @@ def img(monkeypatch):
         info = {"format": "qcow2", "virtual-size": 1024}
         calls = []
         broken = False
+        stdin = ""
 
-    def run(argv, timeout=60, remedy=""):
+    def run(argv, timeout=60, remedy="", stdin=""):
+        Img.stdin = stdin
         Img.calls.append(argv)
         if Img.broken:
             raise PhyllomeError("qemu-img failed", "no space", remedy)

@@ -230,6 +230,7 @@ def test_every_option_is_tried():
         "firmware.type",
         "firmware.enrolled_keys",
         "disks.path",
+        "disks.encryption",  # test_luks
         "disks.boot",
         "cdroms.bus",
         "cdroms.path",

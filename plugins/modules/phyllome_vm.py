@@ -216,6 +216,7 @@ options:
           - libvirt of this host keeps the passphrase as a private secret of the disk, to start the guest with it. The secret is removed
             together with the disk.
           - With O(disks[].source.method=linked) only what differs from the image is encrypted.
+          - M(phyllome.virt.vm_snapshot) and M(phyllome.virt.vm_export) refuse a guest with such a disk.
           - A disk is not encrypted, decrypted or given another passphrase by declaring it.
         type: dict
         suboptions:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import typing as t
@@ -19,7 +20,7 @@ from .._core import virt
 from .._core.errors import PhyllomeError
 from .._core.names import guest_uuid
 from .._core.program import run
-from . import domain, install, media, seed
+from . import domain, install, luks, media, seed
 from . import wait as waiting
 from .tables import CDROMS, DISKS
 
@@ -96,7 +97,7 @@ def look(found: t.Any, wanted: Wanted, there: Guest | None, directory: str | Non
         program=media.program() is not None,
         sizes={medium.id: media.size(medium.tree) if medium.tree else 0 for medium in asked},
         exists={path: os.path.isfile(path) for path in files},
-        written=_written(disk) if wanted.install is not None and (there is None or there.live is None) else None,
+        written=_written(disk, _key(wanted)) if wanted.install and (there is None or there.live is None) else None,
         done=_done(found, wanted, there),
     )
 
@@ -108,17 +109,44 @@ def first_disk(wanted: Wanted, there: Guest | None, paths: t.Mapping[str, str]) 
     return next((paths.get(disk.id) for disk in wanted.devices.get(DISKS.option, ())), None)
 
 
-def _written(disk: str | None) -> bool | None:
+def _key(wanted: Wanted) -> str | None:
+    """The passphrase of the first disk, if it is encrypted."""
+    return next((disk.passphrase for disk in wanted.devices.get(DISKS.option, ())), None)
+
+
+def _written(disk: str | None, key: str | None) -> bool | None:
     """Whether there is anything on a disk that nobody uses now; a file that is not there yet has nothing."""
     if disk is None:
         return None
     if not os.path.exists(disk):
         return False
     try:
-        told = json.loads(run(["qemu-img", "map", "--output=json", disk]))
+        return _mapped([disk])
     except PhyllomeError:
+        pass  # it may be encrypted
+    try:
+        told = json.loads(run(["qemu-img", "info", "--output=json", disk]))
+        if told["format"] == "luks":
+            return _beyond(disk, os.path.getsize(disk) - told["virtual-size"])
+        return _mapped(luks.opening(disk, told["format"]), key) if told.get("encrypted") and key else None
+    except (PhyllomeError, OSError):
         return None
+
+
+def _mapped(image: t.Sequence[str], key: str = "") -> bool:
+    told = json.loads(run(["qemu-img", "map", "--output=json", *image], stdin=key))
     return any(extent["data"] and not extent["zero"] for extent in told)
+
+
+def _beyond(path: str, offset: int) -> bool:
+    """Whether a file has anything but holes from there on: behind its header QEMU calls all of a LUKS file data."""
+    with open(path, "rb") as stream:
+        try:
+            return os.lseek(stream.fileno(), offset, os.SEEK_DATA) >= offset
+        except OSError as exc:
+            if exc.errno == errno.ENXIO:
+                return False
+            raise
 
 
 def drive(root: Element, medium: str) -> str | None:

@@ -45,7 +45,7 @@ class Host(Hypervisor):
         self.written, self.installs, self.fails, self.done = False, True, False, False
         monkeypatch.setattr(media, "program", lambda: ("xorriso",))
         monkeypatch.setattr(media, "create", self._medium)
-        monkeypatch.setattr(read_first, "_written", lambda disk: self.written)
+        monkeypatch.setattr(read_first, "_written", lambda disk, key: self.written)
         monkeypatch.setattr(wait, "cloud_init_done", lambda found: self.done)
         monkeypatch.setattr(wait, "_news", lambda connection, found: contextlib.nullcontext(threading.Event()))
         monkeypatch.setattr(fake.Domain, "state", self._state)
@@ -261,14 +261,14 @@ def test_only_files_of_this_guest_and_medium_are_stale(tmp_path):
 
 def test_an_empty_disk_is_told_from_a_written_one(tmp_path, monkeypatch):
     disk = tmp_path / "disk"
-    assert read_first._written(str(disk)) is False
-    assert read_first._written(None) is None
+    assert read_first._written(str(disk), None) is False
+    assert read_first._written(None, None) is None
     disk.touch()
     told = [{"data": False, "zero": True}, {"data": True, "zero": False}]
-    monkeypatch.setattr(read_first, "run", lambda argv: json.dumps(told))
-    assert read_first._written(str(disk)) is True
+    monkeypatch.setattr(read_first, "run", lambda argv, stdin="": json.dumps(told))
+    assert read_first._written(str(disk), None) is True
     del told[1]
-    assert read_first._written(str(disk)) is False
+    assert read_first._written(str(disk), None) is False
 
 
 # Installations
@@ -416,7 +416,7 @@ def test_what_cannot_install_is_refused(host, tree, monkeypatch, options, said):
     if "/other" in str(options):
         monkeypatch.setattr(read_first.os.path, "isfile", lambda path: False)
     if "disks" not in options:
-        monkeypatch.setattr(read_first, "_written", lambda disk: None)
+        monkeypatch.setattr(read_first, "_written", lambda disk, key: None)
     host.files["/iso"] = 512
     with pytest.raises(PhyllomeError, match=said):
         host.converge(**options)
@@ -430,7 +430,7 @@ def test_many_are_begun_before_one_of_them_is_waited_for(host, tree, monkeypatch
     monkeypatch.setattr(
         read_first,
         "_written",
-        lambda disk: any(found.reason == 1 for found in host.domains if f"/{found.name()}-" in disk),
+        lambda disk, key: any(found.reason == 1 for found in host.domains if f"/{found.name()}-" in disk),
     )
     names = ["a", "b"]
     given = {

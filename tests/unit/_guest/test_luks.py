@@ -12,7 +12,14 @@ import pytest
 
 from ansible_collections.phyllome.virt.plugins.module_utils._core import xml
 from ansible_collections.phyllome.virt.plugins.module_utils._core.errors import PhyllomeError
-from ansible_collections.phyllome.virt.plugins.module_utils._guest import apply, identity, luks, spec, storage
+from ansible_collections.phyllome.virt.plugins.module_utils._guest import (
+    apply,
+    identity,
+    luks,
+    read_first,
+    spec,
+    storage,
+)
 
 from . import test_clone
 from .fake import GIB, Hypervisor, Killed
@@ -283,3 +290,36 @@ def test_nvme_where_the_host_cannot(lab, offers):
     disks = [{"id": "root", "size": "1GiB", "bus": "nvme"}]
     with pytest.raises(PhyllomeError, match=r"from 11\.5 on.*libvirt 9\.0.*Choose virtio"):
         lab.decide(disks=disks, world={"host": host})
+
+
+# A system is installed on an encrypted disk only while nobody has written to it
+
+
+def test_whether_somebody_wrote_to_an_encrypted_disk(monkeypatch, tmp_path):
+    path = tmp_path / "d"
+    payload = 1 << 20
+
+    def run(argv, stdin=""):
+        if argv[1] == "info":
+            return json.dumps(info)
+        if "--image-opts" not in argv:
+            raise PhyllomeError("qemu-img failed", "encrypt.key-secret is required", "")
+        assert stdin == KEY
+        return json.dumps([{"data": True, "zero": False}])
+
+    monkeypatch.setattr(read_first, "run", run)
+    with path.open("wb") as stream:
+        stream.write(b"header")
+        stream.truncate(2 * payload)
+    info = {"format": "luks", "virtual-size": payload}
+    assert read_first._written(str(path), KEY) is False
+    with path.open("r+b") as stream:
+        stream.seek(payload)
+        stream.write(b"x")
+    assert read_first._written(str(path), None) is True
+    info = {"format": "qcow2", "virtual-size": payload, "encrypted": True}
+    assert read_first._written(str(path), KEY) is True
+    assert read_first._written(str(path), None) is None, "not known without the passphrase"
+    info = {"format": "luks", "virtual-size": payload}
+    path.unlink()
+    assert read_first._written(str(path), KEY) is False and read_first._written(None, KEY) is None

@@ -9,6 +9,7 @@ PRIVATE to the collection: no promise of stability for users outside of it.
 
 from __future__ import annotations
 
+import os
 import re
 import typing as t
 
@@ -111,3 +112,20 @@ def drop(root: Element, path: str) -> None:
         parent = found.getparent()
         if parent is not None:
             parent.remove(found)
+
+
+def violation(root: Element, schema: str) -> str | None:
+    """What a RELAX NG schema does not allow in an element.
+
+    Args:
+        root: the element.
+        schema: path of the schema's file.
+
+    Returns:
+        The first violation; None when there is none, or no such file.
+    """
+    lib = _etree()
+    if not os.path.exists(schema):
+        return None
+    grammar = lib.RelaxNG(file=schema)
+    return None if grammar.validate(parse(dump(root))) else str(grammar.error_log[0].message)

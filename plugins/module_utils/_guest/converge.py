@@ -13,7 +13,7 @@ import contextlib
 import dataclasses
 import typing as t
 
-from .._core import virt
+from .._core import virt, xml
 from .._core.errors import PhyllomeError
 from .._core.names import check_name, guest_uuid
 from .._core.plan import Plan
@@ -163,6 +163,8 @@ class _Run:
         self._clone()
         self._decide()
         self._warnings += self._decision.warnings
+        if self._check and self._wanted.overlays:
+            self._validate()
         if self._look.fleeting and any(change.action == "start" for change in self._decision.plan):
             self._warnings.append(
                 f"Guest {self._wanted.name} may be lost sight of when its user logs out. To keep the user's libvirt, say "
@@ -191,6 +193,15 @@ class _Run:
             if self._begun:
                 _stuck(self._wanted, self._done, self._decision)
         return self._told(ready)
+
+    def _validate(self) -> None:
+        """What libvirt would say of raw XML, by its own schema; everything else is right by our tables."""
+        config = self._decision.config
+        why = None if config is None else xml.violation(config, _SCHEMA)
+        if why is not None:
+            raise PhyllomeError(
+                f"Guest {self._wanted.name} cannot be defined", f"xml: {why}", "Correct the option xml."
+            )
 
     def _clone(self) -> None:
         """Make the guest as a copy of another one, where that is declared and not done yet."""
@@ -293,6 +304,9 @@ class _Run:
             "warnings": self._warnings,
         }
 
+
+_SCHEMA = "/usr/share/libvirt/schemas/domain.rng"
+"""It comes with libvirt, which judges every definition by it (VIR_DOMAIN_DEFINE_VALIDATE)."""
 
 _ROUNDS = 2
 """One, and another for the power cycle that what a guest refused makes necessary."""

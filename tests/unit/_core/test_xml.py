@@ -126,3 +126,12 @@ def test_without_lxml_the_remedy_is_named(monkeypatch):
     for call in (lambda: xml.parse("<a/>"), lambda: xml.element("a")):
         with pytest.raises(PhyllomeError, match="lxml is missing on this host.*Install python3-lxml"):
             call()
+
+
+def test_a_schema_says_what_it_does_not_allow(tmp_path):
+    schema = tmp_path / "s.rng"
+    grammar = "http://relaxng.org/ns/structure/1.0"
+    schema.write_text(f'<element name="a" xmlns="{grammar}"><optional><attribute name="b"/></optional></element>')
+    assert xml.violation(xml.parse('<a b="1"/>'), str(schema)) is None
+    assert "c" in xml.violation(xml.parse('<a c="1"/>'), str(schema))
+    assert xml.violation(xml.parse("<z/>"), str(tmp_path / "none")) is None

@@ -9,7 +9,7 @@ import pytest
 
 from ansible_collections.phyllome.virt.plugins.module_utils._core import xml
 from ansible_collections.phyllome.virt.plugins.module_utils._core.errors import PhyllomeError
-from ansible_collections.phyllome.virt.plugins.module_utils._guest import apply, live
+from ansible_collections.phyllome.virt.plugins.module_utils._guest import apply, converge, live
 
 from .fake import GIB, Hypervisor, Killed
 
@@ -358,3 +358,12 @@ def test_a_scsi_controller_takes_a_port_once():
     room = live.Room(machine(PORT.format(1, "")))
     disk = xml.parse("<disk><target bus='scsi'/></disk>")
     assert [room.take(disk), room.take(disk), room.slots] == ["", "", 0]
+
+
+def test_check_mode_judges_raw_xml_by_libvirts_schema(host, monkeypatch):
+    raw = {"devices": {"root": '<disk><driver eror_policy="stop"/></disk>'}}
+    monkeypatch.setattr(converge.xml, "violation", lambda root, schema: "Invalid attribute eror_policy")
+    with pytest.raises(PhyllomeError, match="cannot be defined: xml: Invalid attribute"):
+        host.converge(disks=[ROOT], xml=raw, check=True)
+    assert host.domains == []
+    assert host.converge(disks=[ROOT], check=True)["changed"], "without raw XML nothing is asked"

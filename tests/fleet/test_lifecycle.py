@@ -168,3 +168,31 @@ def test_clones(site: Site, on: Call) -> None:
     site.remove("clone-linked", "clone-full", "clone-auto", "late")
     site.remove("mould")
     assert not [name for name in alpha.run(["ls", "-A", IMAGES]).stdout.split() if "mould" in name or "clone" in name]
+
+
+def test_copies_that_share_blocks(site: Site, on: Call) -> None:
+    """XFS can; what else is in the folder cannot, and says so."""
+    alpha, folder = site.fleet.host("alpha"), "/srv/shared"
+    alpha.share(folder)
+    try:
+        alpha.run(["cp", IMAGE, f"{folder}/image.qcow2"])
+        source = {"path": f"{folder}/image.qcow2", "method": "reflink"}
+        disk = {"id": "root", "path": f"{folder}/base.qcow2", "source": source}
+        on("alpha", "phyllome_vm", **counting(site, "base", state="stopped", disks=[disk]))
+        alpha.run(["qemu-io", "-f", "qcow2", "-c", "write -P 90 8M 48M", f"{folder}/base.qcow2"])
+
+        def used() -> int:
+            alpha.run(["sync", "-f", folder])
+            return int(alpha.run(["df", "--output=used", "-B1", folder]).stdout.split()[1])
+
+        before = used()
+        copy = {"name": "shares", "clone_from": {"guest": "base", "method": "reflink"}, "shutdown": QUICK}
+        assert on("alpha", "phyllome_vm", **copy)["changed"]
+        assert used() - before < 16 << 20, "48 MiB are shared, not copied"
+        until(lambda: site.counted("alpha", "shares").boots == 1, "the copy does not count")
+        assert not on("alpha", "phyllome_vm", **copy)["changed"]
+        elsewhere = counting(site, "other", disks=[{"id": "root", "source": source}])
+        on("alpha", "phyllome_vm", fails="Say method: full, or put both on one btrfs or XFS file system", **elsewhere)
+    finally:
+        site.remove("base", "shares", "other")
+        alpha.unlimit(folder)

@@ -108,7 +108,9 @@ guests:
       type: list
       elements: str
     disks:
-      description: C(id), C(target), C(bus), C(path), C(format), whether it is C(encrypted), and bytes of C(capacity) and C(allocation), null if the file cannot be read.
+      description:
+        - C(id), C(target), C(bus), C(path), C(format), whether it is C(encrypted), and bytes of C(capacity) and C(allocation), null if the
+          file cannot be read.
       type: list
       elements: dict
     cdroms:

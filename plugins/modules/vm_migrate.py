@@ -11,10 +11,12 @@ short_description: Move a guest to another host without losing it
 description:
   - Moves a guest from the host it runs on to another one, with its disks, its UEFI variables, its TPM, its autostart flag and its metadata.
     No shared storage is needed.
-  - The guest is copied peer-to-peer over TLS, arrives paused, and is resumed only after the source is known to have given it up.
+  - The guest is copied peer-to-peer over TLS or ssh, arrives paused, and is resumed only after the source is known to have given it up.
     So there is never a moment at which it runs on both hosts.
   - What to do is decided from what both hosts say, each time anew. Whatever was killed in the middle, running the module again finishes the move.
   - Whatever happens, the exit status is what both hosts say afterwards, not what a call returned.
+  - The move belongs to a process of its own on this host, in the systemd unit C(phyllome-mig-OP_ID.scope). Whatever happens to Ansible or to the
+    controller does not disturb it, and running the module again in the meantime waits for it and returns its result.
 version_added: 0.1.0
 author:
   - Contributors to the phyllome.virt project (@phyllome)
@@ -48,11 +50,18 @@ options:
       - Give the same one each time.
     type: str
   destination_uri:
-    description: Libvirt URI of the destination as this host sees it. Only TLS is accepted, C(qemu+tls://HOST/system).
+    description:
+      - Libvirt URI of the destination as this host sees it.
+      - C(qemu+tls://HOST/system) needs certificates on both hosts, and carries memory and disks from QEMU to QEMU, over TLS too.
+      - C(qemu+ssh://root@HOST/system) needs nothing but port 22. Libvirt's commands, memory and disks go through ssh, with the key and the known
+        hosts of root on this host; nobody is asked anything. It may have C(keyfile), C(mode) and C(socket) as libvirt knows them.
+      - Nothing else is accepted.
     type: str
     required: true
   migrate_address:
-    description: IP address of the destination for memory and disk data. The default is the host part of O(destination_uri), resolved on this host.
+    description:
+      - IP address of the destination for memory and disk data. The default is the host part of O(destination_uri), resolved on this host.
+      - With ssh there is none.
     type: str
   state:
     description: The guest is to be at the destination.
@@ -73,12 +82,26 @@ options:
     type: dict
     suboptions:
       downtime_ms:
-        description: How many milliseconds the guest may stand still at the end. The default is QEMU's, 300.
+        description: How many milliseconds the guest may stand still at the end. The default is QEMU's, V(300).
+        type: int
+      max_downtime_ms:
+        description:
+          - How many milliseconds it may stand still when it makes no progress. The limit rises to this in four steps, one for each
+            round through its memory that leaves no less to be sent than a former one.
+          - The default is V(2000), or O(convergence.downtime_ms) when that is more.
         type: int
       auto_converge:
-        description: Slow the guest's CPUs down until it converges.
+        description: Slow the guest's CPUs down, more and more, while it makes no progress.
         type: bool
         default: false
+      on_stall:
+        description:
+          - What is done after six rounds without progress (24 with O(convergence.auto_converge)), when the above has not helped.
+          - V(suspend) stops the guest's CPUs, sends the rest, and lets it go on at the destination.
+          - V(abort) ends the move. The guest goes on where it was, and the module fails.
+        type: str
+        choices: [suspend, abort]
+        default: suspend
   bandwidth_mib:
     description: At most so many MiB a second; V(0) for no limit. Empty parts of disks count too.
     type: int
@@ -101,12 +124,19 @@ options:
       - Say it only if you know it. Run on the destination then, with O(source) and O(uri) those of the dead host.
     type: bool
     default: false
+  _detach:
+    description: Only for this collection's own action plugin, which follows the move from the controller. Do not use it.
+    type: bool
+    default: false
   uri:
     description: Libvirt URI of the source. The module runs there.
     type: str
     default: qemu:///system
 notes:
   - Runs on the source host as root. The destination needs nothing but libvirt.
+  - >-
+    While a guest moves for more than two seconds, lines on standard error tell how far it is: at each new phase, each tenth of the
+    way, and every ten seconds.
   - >-
     Not moved yet: guests with snapshots, backing chains, devices or directories of the host, encrypted or shared disks, or disks that are not files.
     Each of these is a blocker that is named.
@@ -135,6 +165,15 @@ EXAMPLES = r"""
     convergence:
       auto_converge: true
       downtime_ms: 500
+
+- name: Move a guest to a host that only ssh reaches, and leave it where it is if it writes too fast
+  phyllome.virt.vm_migrate:
+    name: web
+    destination: branch
+    destination_uri: qemu+ssh://root@branch.example.org/system
+    convergence:
+      max_downtime_ms: 1000
+      on_stall: abort
 
 - name: Start a guest that waits on this host, because alpha has burnt down in the middle of its move
   phyllome.virt.vm_migrate:
@@ -269,8 +308,19 @@ stats:
       description: Milliseconds that libvirt took for the migration.
       type: int
     downtime_ms:
-      description: Milliseconds from the stop of the CPUs at the source to their start at the destination, by one clock.
+      description:
+        - Milliseconds from the stop of the CPUs at the source to their start at the destination, by one clock.
+        - Not there when it was not seen, for instance because the move was found at its end.
       type: int
+    downtime_limit_ms:
+      description: The limit that was set, when it was not QEMU's.
+      type: int
+    slowed_percent:
+      description: How far the CPUs were slowed down at last, when they were.
+      type: int
+    suspended:
+      description: V(true) when the guest was suspended because it made no progress.
+      type: bool
 leftovers:
   description: Files that are left, at the source where no host is named.
   returned: always
@@ -279,7 +329,7 @@ leftovers:
 """
 
 from ansible_collections.phyllome.virt.plugins.module_utils._core.door import serve
-from ansible_collections.phyllome.virt.plugins.module_utils._migration.move import move
+from ansible_collections.phyllome.virt.plugins.module_utils._migration.unit import apart
 
 
 def main() -> None:
@@ -297,7 +347,9 @@ def main() -> None:
                 "type": "dict",
                 "options": {
                     "downtime_ms": {"type": "int"},
+                    "max_downtime_ms": {"type": "int"},
                     "auto_converge": {"type": "bool", "default": False},
+                    "on_stall": {"type": "str", "choices": ["suspend", "abort"], "default": "suspend"},
                 },
             },
             "bandwidth_mib": {"type": "int", "default": 0},
@@ -305,8 +357,9 @@ def main() -> None:
             "source_disks": {"type": "str", "choices": ["retain", "purge"], "default": "retain"},
             "source_is_dead": {"type": "bool", "default": False},
             "uri": {"type": "str", "default": "qemu:///system"},
+            "_detach": {"type": "bool", "default": False},
         },
-        move,
+        apart,
         required_one_of=[("name", "uuid")],
     )
 

@@ -1,7 +1,7 @@
-"""The smallest guest worth moving: it counts, on its disk and on its serial console.
+"""The smallest guests worth moving: one counts, on its disk and on its serial console, one never stops writing to memory.
 
-`guest/counter.asm` describes what it writes. The numbers tell what happened to it: a guest that was
-moved goes on counting in the same boot, a guest that was restarted goes on in the next one.
+`guest/counter.asm` and `guest/writer.asm` describe what they write. The numbers tell what happened to a guest:
+one that was moved goes on counting in the same boot, one that was restarted goes on in the next one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from . import cache
 from .errors import LabError, call
 from .paths import HERE
 
-SOURCE = HERE / "guest" / "counter.asm"
+GUESTS = ("counter", "writer")
 SIZE_MIB = 64
 SECTOR = 512
 MAGIC = b"PHYCOUNT"
@@ -45,14 +45,20 @@ def parse_console(text: str) -> list[Counter]:
 
 
 def _build(folder: Path) -> None:
-    raw, qcow2 = folder / "counter.raw", folder / "counter.qcow2"
-    call("nasm", "-f", "bin", "-o", str(raw), str(SOURCE))
-    with raw.open("r+b") as file:
-        file.truncate(SIZE_MIB << 20)
-    call("qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(raw), str(qcow2))
+    for name in GUESTS:
+        raw, qcow2 = folder / f"{name}.raw", folder / f"{name}.qcow2"
+        call("nasm", "-f", "bin", "-o", str(raw), str(source(name)))
+        with raw.open("r+b") as file:
+            file.truncate(SIZE_MIB << 20)
+        call("qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(raw), str(qcow2))
+
+
+def source(name: str) -> Path:
+    """The source of a guest."""
+    return HERE / "guest" / f"{name}.asm"
 
 
 def images() -> Path:
-    """A folder with counter.raw and counter.qcow2, both of 64 MiB and nearly empty."""
-    digest = cache.key(SOURCE.read_text(), Path(__file__).read_text())
+    """A folder with each guest as .raw and as .qcow2, all of 64 MiB and nearly empty."""
+    digest = cache.key(*(source(name).read_text() for name in GUESTS), Path(__file__).read_text())
     return cache.made("counter", digest, _build)

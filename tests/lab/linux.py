@@ -90,5 +90,5 @@ def _build(folder: Path) -> None:
 
 def images() -> Path:
     """A folder with `vmlinuz` and `initrd`."""
-    digest = cache.key(SOURCE.read_text(), Path(__file__).read_text(), counter.SOURCE.read_text())
+    digest = cache.key(SOURCE.read_text(), Path(__file__).read_text(), counter.source("counter").read_text())
     return cache.made("linux", digest, _build)

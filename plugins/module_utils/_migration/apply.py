@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import socket
 import time
 import typing as t
 
@@ -24,10 +23,14 @@ from . import files
 from .journal import Mark, Power, Record
 from .judge import ALIVE
 from .plan import grown, pieces, retained
+from .process import Qemu
+from .progress import Progress
 from .read import SWTPM, Pair, View
 from .read_guest import Guest, parse_guest
 from .read_guest import guest as read_guest
-from .transfer import POLL, SETTLE, Handover, Job, ms, too_slow
+from .read_way import address
+from .transfer import POLL, SETTLE, Handover, Job, Monitor, ms, too_slow
+from .tunnel import sockets, through
 
 _TPM_STATES = ("tpm2-00.permall", "tpm-00.permall")
 """What swtpm keeps of a TPM 2.0 and of a TPM 1.2; the rest of its folder are locks."""
@@ -50,10 +53,12 @@ class Mover:
 
     Args:
         pair: both hosts, and the journal.
+        progress: where to tell how far it is.
     """
 
-    def __init__(self, pair: Pair) -> None:
+    def __init__(self, pair: Pair, progress: Progress) -> None:
         self.pair = pair
+        self.progress = progress
         self.order = pair.order
         self.told = Told()
         self.failure: PhyllomeError | None = None
@@ -73,7 +78,8 @@ class Mover:
         if view.record is not None and view.record.phase == "started":
             self._sweep(view.record)
         own = view.source.mark if view.mark == "moving" else None
-        awake: Power = "paused" if view.source.state == "paused" else "running"
+        asleep = view.source.state == "paused" and not self._wake(view)
+        awake: Power = "paused" if asleep else "running"
         mark = Mark(
             op_id=view.op_id,
             source=view.source.host,
@@ -114,6 +120,16 @@ class Mover:
         except PhyllomeError as exc:
             self.failure = exc
 
+    def _wake(self, view: View) -> bool:
+        """Let a guest go on that a try of this move had suspended for its end; whether there was one."""
+        if not self.progress.suspended(view.uuid, view.op_id):
+            return False
+        if view.source.state == "paused":
+            with virt.saying(f"Cannot resume {view.name} on {view.source.host}"):
+                self.pair.source.connection.lookupByUUIDString(view.uuid).resume()
+        self.progress.unsuspend(view.uuid)
+        return True
+
     def _refuse_strangers(self, guest: Guest) -> None:
         """Nothing at the destination is overwritten: libvirt itself would, without a word."""
         there = self.pair.destination
@@ -149,30 +165,35 @@ class Mover:
             | lib.VIR_MIGRATE_PERSIST_DEST
             | lib.VIR_MIGRATE_PAUSED
             | lib.VIR_MIGRATE_ABORT_ON_ERROR
-            | lib.VIR_MIGRATE_TLS
         )
-        address = order.migrate_address or _resolve(order.host)
-        params: dict[str, t.Any] = {
-            lib.VIR_MIGRATE_PARAM_URI: f"tcp://[{address}]" if ":" in address else f"tcp://{address}",
-            lib.VIR_MIGRATE_PARAM_LISTEN_ADDRESS: address,
-            lib.VIR_MIGRATE_PARAM_PERSIST_XML: _unfenced(domain),
-        }
+        params: dict[str, t.Any] = {lib.VIR_MIGRATE_PARAM_PERSIST_XML: _unfenced(domain)}
+        paths = sockets(view.op_id)
+        if order.ssh:
+            params[lib.VIR_MIGRATE_PARAM_URI] = f"unix://{paths.memory}"
+            params[lib.VIR_MIGRATE_PARAM_DISKS_URI] = f"unix://{paths.disks}"
+        else:
+            flags |= lib.VIR_MIGRATE_TLS
+            where = address(order)
+            params[lib.VIR_MIGRATE_PARAM_URI] = f"tcp://[{where}]" if ":" in where else f"tcp://{where}"
+            params[lib.VIR_MIGRATE_PARAM_LISTEN_ADDRESS] = where
+            if where != order.host:
+                params[lib.VIR_MIGRATE_PARAM_TLS_DESTINATION] = order.host
         if guest.disks:
             flags |= lib.VIR_MIGRATE_NON_SHARED_DISK
             params[lib.VIR_MIGRATE_PARAM_MIGRATE_DISKS] = [disk.target for disk in guest.disks]
-        if address != order.host:
-            params[lib.VIR_MIGRATE_PARAM_TLS_DESTINATION] = order.host
-        if order.auto_converge:
+        if order.policy.auto_converge:
             flags |= lib.VIR_MIGRATE_AUTO_CONVERGE
         if order.bandwidth_mib:
             params[lib.VIR_MIGRATE_PARAM_BANDWIDTH] = order.bandwidth_mib
         job = Job(domain, order.destination_uri, params, flags)
-        handover = Handover(self, view, domain) if mark.power == "running" else None
-        try:
-            job.run(order.timeout, order.downtime_ms)
-        finally:
-            if handover is not None:
-                handover.end()
+        with contextlib.ExitStack() as stack:
+            if order.ssh:
+                qemu = Qemu(view.name, view.uuid)
+                stack.callback(qemu.close)
+                stack.enter_context(through(order.destination_uri, paths, qemu.owner()))
+            if mark.power == "running":
+                stack.callback(Handover(self, view, domain).end)
+            job.run(order.timeout, Monitor(self, view, domain, mark.power == "running"))
         self.told.stats["migrate_ms"] = ms(job.seconds)
 
     def commit(self, view: View, sync: bool) -> Record:
@@ -194,16 +215,18 @@ class Mover:
             PhyllomeError: it does not end in time.
         """
         handover = None
-        if view.mark == "moving" and view.source.mark and view.source.mark.power == "running":
+        ours = view.mark == "moving" and view.source.mark is not None
+        power = view.source.mark.power if view.source.mark else ""
+        if ours and power == "running":
             domain = self.pair.source.connection.lookupByUUIDString(view.uuid)
             handover = Handover(self, view, domain)
         try:
-            self._attend(view)
+            self._attend(view, Monitor(self, view, None, ours and power == "running"))
         finally:
             if handover is not None:
                 handover.end()
 
-    def _attend(self, view: View) -> None:
+    def _attend(self, view: View, monitor: Monitor) -> None:
         deadline = time.monotonic() + (self.order.timeout or float("inf"))
         settled = time.monotonic() + SETTLE
         aborted = False
@@ -231,6 +254,8 @@ class Mover:
                         self.pair.source.connection.lookupByUUIDString(view.uuid).abortJob()
                     self.failure = too_slow(view.name, self.order.timeout, "it was aborted")
                 aborted, deadline = True, now + SETTLE
+            if view.source.job == "outgoing":
+                monitor.look()
             time.sleep(POLL)
             view = self.pair.view()
 
@@ -283,6 +308,7 @@ class Mover:
         Raises:
             PhyllomeError: libvirt refuses; the next run goes on here.
         """
+        self.progress.say("finishing")
         there = self.pair.destination
         dead = view.source.state == "unreachable"
         record = None if dead else self.commit(view, sync=True)
@@ -318,6 +344,7 @@ class Mover:
             self._count_disks(guest, record)
         if record is not None:
             self._put_away(view, record)
+        self.progress.unsuspend(view.uuid)
 
     def _bring_identity(self, guest: Guest, owned: t.Mapping[str, str], view: View, asleep: bool) -> None:
         """Compare NVRAM and TPM with the source's, which cannot change any more; bring what a sleeping guest lacks.
@@ -453,6 +480,7 @@ class Mover:
         mark = view.source.mark
         if mark is None or mark.op_id != view.op_id:
             return
+        self._wake(view)
         with virt.saying(f"Cannot restore {view.name} on {view.source.host}"):
             domain = self.pair.source.connection.lookupByUUIDString(view.uuid)
             if mark.power == "off" and view.source.state == "paused":
@@ -480,20 +508,6 @@ class Mover:
                     files.remove_tpm(connection, path, self.op)
                 else:
                     files.remove(connection, path, self.op)
-
-
-def _resolve(host: str) -> str:
-    """The first address of a host, as this host knows it.
-
-    Raises:
-        PhyllomeError: nobody knows it.
-    """
-    try:
-        return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
-    except OSError as exc:
-        raise PhyllomeError(
-            f"destination_uri: {host!r} has no address", str(exc), "Give migrate_address, or correct the name."
-        ) from exc
 
 
 def _write_mark(domain: t.Any, mark: Mark | None) -> None:

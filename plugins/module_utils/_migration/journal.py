@@ -44,6 +44,10 @@ def op_id(uuid: str, destination: str, epoch: int) -> str:
     return str(uuids.uuid5(_OPS, f"{uuid}/{destination}/{epoch}"))
 
 
+class Busy(PhyllomeError):
+    """Another run is at the guest."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Mark:
     """Our element in the guest's metadata.
@@ -197,18 +201,20 @@ class Journal:
         """Make sure that only one run moves a guest; the lock dies with the process.
 
         Raises:
-            PhyllomeError: another run is at it.
+            Busy: another run is at it.
         """
-        os.makedirs(LOCKS, mode=0o700, exist_ok=True)
-        path = os.path.join(LOCKS, f"{uuid}.lock")
+        path = self._lock(uuid)
         with open(path, "w", encoding="ascii") as stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as exc:
-                raise PhyllomeError(
-                    f"Another run is moving the guest {uuid}", f"it holds {path}", "Wait for its end."
-                ) from exc
+                raise Busy(f"Another run is moving the guest {uuid}", f"it holds {path}", "Wait for its end.") from exc
             yield
+
+    def outwait(self, uuid: str) -> None:
+        """Wait until no run is at the guest."""
+        with open(self._lock(uuid), "w", encoding="ascii") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
 
     def of_guest(self, uuid: str) -> list[Record]:
         """All records of a guest."""
@@ -217,6 +223,10 @@ class Journal:
         names = sorted(name for name in os.listdir(self._directory) if name.endswith(".json"))
         records = (self.load(name[: -len(".json")]) for name in names)
         return [record for record in records if record is not None and record.uuid == uuid]
+
+    def _lock(self, uuid: str) -> str:
+        os.makedirs(LOCKS, mode=0o700, exist_ok=True)
+        return os.path.join(LOCKS, f"{uuid}.lock")
 
     def _path(self, op: str) -> str:
         return os.path.join(self._directory, f"{op}.json")

@@ -17,8 +17,9 @@ from .._core.errors import PhyllomeError
 from .._core.plan import Plan
 from . import judge
 from .apply import Mover, Told
-from .journal import Journal
+from .journal import Busy, Journal
 from .plan import Blocker, blockers, choose_mode, plan, unknown
+from .progress import Progress, closed, opened
 from .read import Pair
 from .read_guest import Guest, guest, offer
 from .spec import accept
@@ -28,8 +29,13 @@ _TRIES = 2
 """A try whose last message was lost is made again, once."""
 
 
-def move(params: dict[str, t.Any], check_mode: bool) -> dict[str, t.Any]:
-    """Move a guest; the body of ``vm_migrate``.
+def move(params: dict[str, t.Any], check_mode: bool, progress: Progress | None = None) -> dict[str, t.Any]:
+    """Move a guest.
+
+    Args:
+        params: the module's.
+        check_mode: only look and plan.
+        progress: where to tell how far it is.
 
     Raises:
         PhyllomeError: the guest is not at the destination afterwards, or not everything of it is;
@@ -37,14 +43,15 @@ def move(params: dict[str, t.Any], check_mode: bool) -> dict[str, t.Any]:
     """
     order = accept(params)
     with Pair(order, Journal()) as pair:
-        return _Run(pair).go(check_mode)
+        return _Run(pair, progress or Progress()).go(check_mode)
 
 
 class _Run:
-    def __init__(self, pair: Pair) -> None:
+    def __init__(self, pair: Pair, progress: Progress) -> None:
         self._pair = pair
+        self._progress = progress
         self._began = time.monotonic()
-        self._mover = Mover(pair)
+        self._mover = Mover(pair, progress)
         self._plan = Plan()
         self._blockers: list[Blocker] = []
         self._warnings: list[str] = []
@@ -73,8 +80,32 @@ class _Run:
         if check_mode:
             self._judge()
             return self._result(changed=True, phase="planned")
-        with self._pair.journal.alone(self._view.uuid):
-            self._advance()
+        view, progress, journal = self._view, self._progress, self._pair.journal
+        while True:
+            try:
+                with journal.alone(view.uuid):
+                    return self._alone()
+            except Busy as busy:
+                answer = progress.attend(view.uuid, view.op_id, journal, busy)
+                if answer is not None:
+                    return opened(answer)
+
+    def _alone(self) -> dict[str, t.Any]:
+        """Move the guest, which nobody else does, and leave word for those who wait for it."""
+        view, progress = self._view, self._progress
+        progress.begin(
+            view.uuid, view.op_id, name=view.name, source=view.source.host, destination=view.destination.host
+        )
+        try:
+            result = self._moved()
+        except PhyllomeError as exc:
+            progress.end(closed(exc))
+            raise
+        progress.end({"result": result})
+        return result
+
+    def _moved(self) -> dict[str, t.Any]:
+        self._advance()
         if self._mover.told.wrong:
             raise self._failed(
                 PhyllomeError(

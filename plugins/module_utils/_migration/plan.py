@@ -17,6 +17,7 @@ from .._core.plan import Change, Plan
 from .judge import Row
 from .read import View
 from .read_guest import Guest, Offer
+from .read_way import PORTS, Way, shown
 from .spec import Order
 
 SLACK = 16 * 1024**2
@@ -159,13 +160,42 @@ def blockers(order: Order, view: View, guest: Guest, offer: Offer, mode: str, ou
             f"the CPU of {there} lacks features that the guest uses",
             "Move it cold after giving it a CPU model that both hosts have.",
         )
-    if offer.certificates is None:
+    if guest.last_cpu is not None and guest.last_cpu >= offer.cpus:
+        block(
+            "pinning",
+            f"the guest is pinned to CPU {guest.last_cpu}, and {there} has CPUs 0 to {offer.cpus - 1}",
+            "Pin it to CPUs that both hosts have.",
+        )
+    for size, free in offer.pages.items():
+        if guest.memory > free * size * 1024:
+            block(
+                "huge_pages",
+                f"{there} has {free} free pages of {shown_size(size * 1024)}, the guest's memory of {shown_size(guest.memory)} is made of such",
+                "Reserve more there (hugepagesz and hugepages on its kernel command line).",
+            )
+    _way(block, here, there, offer.way, mode)
+    return found
+
+
+def _way(block: t.Callable[[str, str, str], None], here: str, there: str, way: Way, mode: str) -> None:
+    if mode == "live" and way.qemu[1] < way.qemu[0]:
+        block(
+            "qemu_older",
+            f"{there} has QEMU {shown(way.qemu[1])}, {here} has {shown(way.qemu[0])}, and only a newer one is sure to read an older one's state",
+            f"Update QEMU on {there}, or shut the guest down and move it cold.",
+        )
+    if way.certificates:
         block(
             "certificates",
-            f"{here} has no certificates for the guest's data (ca-cert.pem, client-cert.pem, client-key.pem)",
-            "The role phyllome.virt.hypervisor makes them.",
+            f"{here} cannot prove who it is to {there} for the guest's data: {way.certificates}",
+            "The role phyllome.virt.hypervisor makes certificates; if one is not valid yet or any more, see whether the clock is right.",
         )
-    return found
+    if way.ports:
+        block(
+            "ports",
+            f"nothing gets through from {here} to {there} for the guest's data: {way.ports}",
+            f"Open ports {PORTS[0]} to {PORTS[1]} of {there} for {here} (the role phyllome.virt.hypervisor does), or give the right migrate_address.",
+        )
 
 
 def _storage(block: t.Callable[[str, str, str], None], there: str, guest: Guest, offer: Offer) -> None:
@@ -198,6 +228,13 @@ def unknown(guest: Guest, offer: Offer, there: str) -> list[str]:
         for name, known in offer.bridges.items()
         if known is None
     ]
+    if offer.way.certificates is None:
+        said.append("Whether this host's certificates are valid could not be checked: openssl is not there.")
+    if offer.way.libvirt[1] < offer.way.libvirt[0]:
+        older, newer = (shown(version) for version in reversed(offer.way.libvirt))
+        said.append(
+            f"{there} has libvirt {older}, which is older than {newer} here; it may not know all of the guest's definition."
+        )
     if guest.cpu is not None and offer.cpu is None and not offer.platform:
         said.append(f"Whether the CPU of {there} can run the guest's could not be checked.")
     return said

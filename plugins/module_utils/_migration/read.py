@@ -65,7 +65,22 @@ class Side:
         """
         self.close()
         _knock(self.uri)
-        self._connection = self._stack.enter_context(virt.session(self.uri, keep_alive=True))
+        try:
+            self._connection = self._stack.enter_context(virt.session(self.uri, keep_alive=True))
+        except PhyllomeError as exc:
+            if "+ssh:" in self.uri:
+                remedy = (
+                    "As root on this host, ssh there has to work without a question: a key, and its host key among "
+                    "the known ones. Is libvirt there? systemctl status libvirtd virtqemud"
+                )
+                raise PhyllomeError(exc.what, exc.why, remedy, **exc.facts) from exc
+            if "+tls:" in self.uri and re.search(r"certificate|TLS|tls|x509", exc.why):
+                remedy = (
+                    "Its certificate has to be valid now, from the authority that this host believes, and to name "
+                    f"what stands in {self.uri}; are the clocks right? The role phyllome.virt.hypervisor makes it."
+                )
+                raise PhyllomeError(exc.what, exc.why, remedy, **exc.facts) from exc
+            raise
 
     def ask(self, question: t.Callable[[t.Any], T], patience: float = PATIENCE) -> T:
         """The answer to a question that may be asked twice.
@@ -374,34 +389,6 @@ class Pair:
         if source.state == "off" and told == "moving" and _log_says_migrated(source.name or ""):
             source = dataclasses.replace(source, state="migrated", detail=f"{source.detail}, its log: migrated")
         return View(source, destination, op, epoch, told, record)
-
-
-def qemu_pid(name: str, uuid: str) -> int | None:
-    """The process of a guest that runs on this host, None when libvirt's files do not say."""
-    try:
-        with open(f"/run/libvirt/qemu/{name}.pid", encoding="ascii") as stream:
-            pid = int(stream.read())
-        with open(f"/proc/{pid}/cmdline", "rb") as stream:
-            return pid if uuid.encode() in stream.read() else None
-    except (OSError, ValueError):
-        return None
-
-
-_PF_EXITING = 0x4
-
-
-def process_is_gone(pid: int) -> bool:
-    """Whether a process will never run a thread of its own again.
-
-    Linux sets PF_EXITING (include/linux/sched.h) when the main thread leaves through exit_group,
-    which kills all others first. Memory is freed after that, which for a big guest takes long.
-    """
-    try:
-        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as stream:
-            fields = stream.read().rpartition(")")[2].split()
-    except OSError:
-        return True
-    return fields[0] in "ZX" or bool(int(fields[6]) & _PF_EXITING)
 
 
 _LOG = re.compile(rb"shutting down, reason=(\w+)|starting up libvirt version")

@@ -18,6 +18,7 @@ import typing as t
 from .._core import virt, xml
 from .._guest import migratable, storage
 from .read import NVRAM, SWTPM, Pair, Side
+from .read_way import Way, way
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Guest:
     """What a guest is made of, as far as a move depends on it. Empty means that there is none.
 
     Attributes:
+        pages: sizes of the huge pages that its memory is made of, in KiB; 0 for the host's usual ones.
+        last_cpu: the highest CPU of the host that a part of it is pinned to.
         obstacles: code, what and fix of all that keeps it from moving anywhere (``_guest.migratable``).
     """
 
@@ -67,6 +70,8 @@ class Guest:
     obstacles: tuple[tuple[str, str, str], ...] = ()
     block_jobs: tuple[str, ...] = ()
     managed_save: bool = False
+    pages: tuple[int, ...] = ()
+    last_cpu: int | None = None
 
 
 def guest(side: Side, uuid: str, sizes: bool) -> Guest:
@@ -176,7 +181,16 @@ def parse_guest(root: xml.Element) -> Guest:
         nvram_template=None if nvram is None else nvram.get("template"),
         nvram_format="raw" if nvram is None else nvram.get("format", "raw"),
         tpm=tpm_path,
+        pages=tuple(int(page.get("size", 0)) for page in root.findall("memoryBacking/hugepages/page")),
+        last_cpu=_last_cpu(root),
     )
+
+
+def _last_cpu(root: xml.Element) -> int | None:
+    """The highest CPU of the host in any pinning. Pure."""
+    pinned = [*root.findall("vcpu"), *root.findall("cputune/*")]
+    said = " ".join(one.get("cpuset", "") for one in pinned)
+    return max(map(int, re.findall(r"(?<![\d^])\d+", said)), default=None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,7 +216,9 @@ class Offer:
         platform: what libvirt says against emulator, machine type and CPU type; empty for nothing.
         loader: whether the firmware file is there.
         cpu: whether the CPU can run the guest's.
-        certificates: folder of the source's certificates for the data, None when they are missing.
+        cpus: how many CPUs it has.
+        pages: how many huge pages are free, by their size in KiB.
+        way: what lies between the hosts.
     """
 
     same_host: bool
@@ -215,7 +231,9 @@ class Offer:
     platform: str
     loader: bool | None
     cpu: bool | None
-    certificates: str | None
+    cpus: int
+    pages: t.Mapping[int, int]
+    way: Way
 
 
 def offer(pair: Pair, made_of: Guest) -> Offer:
@@ -224,12 +242,15 @@ def offer(pair: Pair, made_of: Guest) -> Offer:
     Raises:
         PhyllomeError: libvirt does not say.
     """
-    own = pair.source.ask(lambda connection: (connection.getHostname(), _host_uuid(connection)))
+    own = pair.source.ask(
+        lambda connection: (connection.getHostname(), _capabilities(connection).findtext("host/uuid", ""))
+    )
     with virt.saying(f"Cannot ask {pair.destination.name} what it offers"):
-        return pair.destination.ask(lambda connection: _offer(connection, own, made_of))
+        between = way(pair)
+        return pair.destination.ask(lambda connection: _offer(connection, own, made_of, between))
 
 
-def _offer(connection: t.Any, own: tuple[str, str], made_of: Guest) -> Offer:
+def _offer(connection: t.Any, own: tuple[str, str], made_of: Guest, between: Way) -> Offer:
     lib = virt.libvirt
     stats = connection.getMemoryStats(lib.VIR_NODE_MEMORY_STATS_ALL_CELLS)
     folders = sorted({os.path.dirname(disk.path) for disk in made_of.disks})
@@ -253,7 +274,8 @@ def _offer(connection: t.Any, own: tuple[str, str], made_of: Guest) -> Offer:
     except lib.libvirtError as exc:
         platform = exc.get_error_message()
     loaders = None if capabilities is None else {one.text for one in capabilities.findall("os/loader/value")}
-    here = (connection.getHostname(), _host_uuid(connection))
+    there = _capabilities(connection)
+    here = (connection.getHostname(), there.findtext("host/uuid", ""))
     return Offer(
         same_host=own == here or own[1] == here[1],
         memory=1024 * sum(stats.get(key, 0) for key in ("free", "buffers", "cached")) or None,
@@ -265,12 +287,23 @@ def _offer(connection: t.Any, own: tuple[str, str], made_of: Guest) -> Offer:
         platform=platform,
         loader=None if loaders is None or not made_of.loader else made_of.loader in loaders,
         cpu=None if capabilities is None else _cpu(connection, made_of),
-        certificates=_certificates(),
+        cpus=int(connection.getInfo()[2]),
+        pages=_pages(connection, there, made_of),
+        way=between,
     )
 
 
-def _host_uuid(connection: t.Any) -> str:
-    return xml.parse(connection.getCapabilities()).findtext("host/uuid", "")
+def _pages(connection: t.Any, root: xml.Element, made_of: Guest) -> dict[int, int]:
+    """Huge pages that are free in all cells; a size that the host does not know has none."""
+    cells = root.findall("host/topology/cells/cell")
+    known = {int(page.get("size", 0)) for cell in cells for page in cell.findall("pages")}
+    asked = sorted(known.intersection(made_of.pages))
+    free = connection.getFreePages(asked, 0, len(cells)) if asked else {}
+    return {size: sum(cell.get(size, 0) for cell in free.values()) for size in made_of.pages}
+
+
+def _capabilities(connection: t.Any) -> xml.Element:
+    return xml.parse(connection.getCapabilities())
 
 
 def _pool(connection: t.Any, folder: str) -> t.Any:
@@ -310,23 +343,3 @@ def _cpu(connection: t.Any, made_of: Guest) -> bool | None:
     except lib.libvirtError:
         return None
     return bool(verdict != lib.VIR_CPU_COMPARE_INCOMPATIBLE)
-
-
-_QEMU_CONF = "/etc/libvirt/qemu.conf"
-_CERTIFICATES = ("ca-cert.pem", "client-cert.pem", "client-key.pem")
-
-
-def _certificates() -> str | None:
-    """The folder of this host's certificates for migration data, None when a file is missing there.
-
-    qemu.conf: migrate_tls_x509_cert_dir, /etc/pki/libvirt-migrate if that exists,
-    default_tls_x509_cert_dir, /etc/pki/qemu. A client falls back to the server's certificate.
-    """
-    settings = {}
-    with contextlib.suppress(OSError), open(_QEMU_CONF, encoding="utf-8") as stream:
-        settings = dict(re.findall(r'^\s*(\w+)\s*=\s*"([^"]*)"', stream.read(), re.MULTILINE))
-    folder = settings.get("migrate_tls_x509_cert_dir") or "/etc/pki/libvirt-migrate"
-    if not os.path.isdir(folder):
-        folder = settings.get("default_tls_x509_cert_dir") or "/etc/pki/qemu"
-    there = all(os.path.exists(os.path.join(folder, name)) for name in _CERTIFICATES)
-    return folder if there else None

@@ -17,12 +17,14 @@ import uuid as uuids
 
 from .._core.errors import PhyllomeError
 from .._core.names import check_name
+from .policy import Policy
 
-_TLS_ONLY = {
+_REFUSED = {
     "tcp": "plain TCP neither hides the guest's memory nor proves who the other host is",
-    "ssh": "the source's libvirt would need root's ssh key for the destination, and the data would still go beside ssh",
     "unix": "a destination is another host",
 }
+_SSH_QUERY = frozenset({"keyfile", "no_tty", "mode", "socket"})
+"""What a URI with ssh may add: the rest would run another program, or not check who the other host is."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,12 +36,12 @@ class Order:
         uuid: the guest's, in libvirt's form; None when only the name was given.
         source: inventory name of the source; None for its hostname.
         destination: inventory name.
-        destination_uri: libvirt of the destination, as the source sees it; TLS.
+        destination_uri: libvirt of the destination, as the source sees it; TLS or ssh.
+        ssh: whether it is ssh; then memory and disks go through ssh too.
         host: the host part of that URI, which its certificates have to name.
         migrate_address: IP address for the data; None for the host part, resolved.
         mode: ``auto``, ``live`` or ``cold``.
-        downtime_ms: the pause to aim for; None for QEMU's default.
-        auto_converge: slow the guest down when it writes faster than the network carries.
+        policy: what to do about a guest that writes faster than the network carries.
         bandwidth_mib: MiB a second at most; 0 for no limit.
         timeout: seconds for copying; 0 for no limit.
         purge: delete the source's disks instead of retaining them.
@@ -52,11 +54,11 @@ class Order:
     source: str | None
     destination: str
     destination_uri: str
+    ssh: bool
     host: str
     migrate_address: str | None
     mode: str
-    downtime_ms: int | None
-    auto_converge: bool
+    policy: Policy
     bandwidth_mib: int
     timeout: int
     purge: bool
@@ -75,8 +77,17 @@ def accept(params: t.Mapping[str, t.Any]) -> Order:
     Raises:
         PhyllomeError: a value that cannot be.
     """
-    host = _host(params["destination_uri"])
-    convergence = params["convergence"] or {}
+    uri, host, ssh = _destination(params["destination_uri"])
+    if ssh and params["migrate_address"]:
+        raise PhyllomeError(
+            f"migrate_address: {params['migrate_address']} was given with a destination_uri of ssh",
+            "memory and disks go through ssh then",
+            "Remove it, or write qemu+tls://HOST/system.",
+        )
+    asked = {name: value for name, value in (params["convergence"] or {}).items() if value is not None}
+    if "downtime_ms" in asked:
+        asked.setdefault("max_downtime_ms", max(asked["downtime_ms"], Policy.max_downtime_ms))
+    policy = Policy(**asked)
     if params["source_is_dead"] and not (params["source"] and "://" in params["uri"] and _has_host(params["uri"])):
         raise PhyllomeError(
             "source_is_dead: true was said without saying which host is dead",
@@ -86,22 +97,25 @@ def accept(params: t.Mapping[str, t.Any]) -> Order:
     for option, value in (
         ("bandwidth_mib", params["bandwidth_mib"]),
         ("timeout", params["timeout"]),
-        ("convergence.downtime_ms", convergence.get("downtime_ms")),
+        ("convergence.downtime_ms", policy.downtime_ms),
+        ("convergence.max_downtime_ms", policy.max_downtime_ms),
     ):
-        least = 1 if option.endswith("downtime_ms") else 0
-        if value is not None and value < least:
+        least = 1 if option.endswith("_ms") else 0
+        if option.endswith("max_downtime_ms"):
+            least = policy.downtime_ms
+        if value < least:
             raise PhyllomeError(f"{option}: {value} is too small", f"it is at least {least}", "Give another number.")
     return Order(
         name=check_name(params["name"], "name") if params["name"] else None,
         uuid=_uuid(params["uuid"]) if params["uuid"] else None,
         source=params["source"],
         destination=params["destination"] or host,
-        destination_uri=params["destination_uri"],
+        destination_uri=uri,
+        ssh=ssh,
         host=host,
         migrate_address=_address(params["migrate_address"]) if params["migrate_address"] else None,
         mode=params["mode"],
-        downtime_ms=convergence.get("downtime_ms"),
-        auto_converge=bool(convergence.get("auto_converge")),
+        policy=policy,
         bandwidth_mib=params["bandwidth_mib"],
         timeout=params["timeout"],
         purge=params["source_disks"] == "purge",
@@ -110,11 +124,11 @@ def accept(params: t.Mapping[str, t.Any]) -> Order:
     )
 
 
-def _host(uri: str) -> str:
-    """The host part of a destination's URI.
+def _destination(uri: str) -> tuple[str, str, bool]:
+    """A destination's URI as libvirt gets it, its host part, and whether it is ssh.
 
     Raises:
-        PhyllomeError: it is not qemu+tls with a host, or it switches the check of certificates off.
+        PhyllomeError: it is neither qemu+tls nor qemu+ssh with a host, or it switches checks off.
     """
     try:
         parts = urllib.parse.urlsplit(uri)
@@ -124,20 +138,29 @@ def _host(uri: str) -> str:
     driver, dummy, transport = parts.scheme.partition("+")
     if driver != "qemu" or parts.path != "/system":
         raise _bad_uri(uri, "guests move between system instances of QEMU")
-    if transport != "tls":
-        raise _bad_uri(uri, _TLS_ONLY.get(transport or ("tls" if host else "unix"), "it has to say that it means TLS"))
+    if transport not in ("tls", "ssh"):
+        raise _bad_uri(uri, _REFUSED.get(transport or ("tls" if host else "unix"), "it has to say that it means TLS"))
     if not host or port == 0:
         raise _bad_uri(uri, "it names no host")
-    if "no_verify" in urllib.parse.parse_qs(parts.query, keep_blank_values=True):
+    query = urllib.parse.parse_qs(parts.query, keep_blank_values=True)
+    if "no_verify" in query:
         raise _bad_uri(uri, "no_verify would take any host for the destination")
-    return host
+    if transport == "tls":
+        return uri, host, False
+    if set(query) - _SSH_QUERY:
+        raise _bad_uri(uri, f"with ssh it may add {', '.join(sorted(_SSH_QUERY))}, and nothing else")
+    if host.startswith("-") or (parts.username or "").startswith("-"):
+        raise _bad_uri(uri, "ssh would take it for an option")
+    if "no_tty" not in query:  # libvirt's word for: ask nobody
+        uri += ("&" if parts.query else "?") + "no_tty=1"
+    return uri, host, True
 
 
 def _bad_uri(uri: str, why: str) -> PhyllomeError:
     return PhyllomeError(
         f"destination_uri: {uri!r} cannot be used",
         why,
-        "Write qemu+tls://HOST/system with the destination's name or address.",
+        "Write qemu+tls://HOST/system, or qemu+ssh://root@HOST/system, with the destination's name or address.",
     )
 
 

@@ -10,19 +10,26 @@ PRIVATE to the collection: no promise of stability for users outside of it.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import threading
 import time
 import typing as t
 
 from .._core import virt
 from .._core.errors import PhyllomeError
+from . import policy, progress
 from .judge import classify
-from .read import View, process_is_gone, qemu_pid
+from .process import Qemu
+from .read import View
 
 if t.TYPE_CHECKING:
     from .apply import Mover
 
 POLL = 0.1
+LOOK = 0.5
+"""Seconds between two looks at a migration: the policy counts a round without progress at most once in each."""
+_MISSED = 0.05
+"""Seconds after which the destination is asked, should its event have been lost."""
 SETTLE = 45.0
 """Seconds that libvirt gets to undo a failed migration: keep-alives take 30 of them."""
 
@@ -45,26 +52,26 @@ class Job:
         self.seconds = time.monotonic() - began
         self._ended.set()
 
-    def run(self, timeout: int, downtime_ms: int | None) -> None:
+    def run(self, timeout: int, monitor: Monitor) -> None:
         """Migrate.
 
         Raises:
             PhyllomeError: what libvirt says, or that it took too long and was aborted.
         """
         threading.Thread(target=self._work, name="migration", daemon=True).start()
-        deadline = time.monotonic() + timeout if timeout else None
-        while downtime_ms is not None and not self._ended.wait(POLL):
-            with contextlib.suppress(virt.libvirt.libvirtError):  # there is a moment before the job
-                self._domain.migrateSetMaxDowntime(downtime_ms)
-                break
-        ended = self._ended.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
+        deadline = time.monotonic() + (timeout or float("inf"))
         name = self._domain.name()
-        if not ended:
+        pause = POLL  # the first look is an early one: the limit of the downtime has to be set
+        while not self._ended.wait(pause):
+            monitor.look()
+            pause = LOOK
+            if time.monotonic() < deadline and not monitor.aborted:
+                continue
             with contextlib.suppress(virt.libvirt.libvirtError):
                 self._domain.abortJob()
             self._ended.wait(SETTLE)
             if not self._ended.is_set() or self._error is not None:
-                raise too_slow(name, timeout, "it was aborted")
+                raise stalled(name) if monitor.aborted else too_slow(name, timeout, "it was aborted")
         if self._error is not None:
             raise PhyllomeError(
                 f"The migration of {name} failed",
@@ -72,6 +79,57 @@ class Job:
                 "Remove the cause and run again.",
                 libvirt_code=self._error.get_error_code(),
             )
+
+
+class Monitor:
+    """Looks at a migration now and then: tells how far it is, and does what the policy says.
+
+    Args:
+        mover: the steps.
+        view: both hosts.
+        domain: the guest at the source; None to look it up at each look.
+        runs: whether it is a guest of this move whose CPUs run: otherwise there is nothing to be decided.
+    """
+
+    def __init__(self, mover: Mover, view: View, domain: t.Any, runs: bool) -> None:
+        self._mover, self._view, self._domain, self._runs = mover, view, domain, runs
+        self._history: tuple[policy.Sample, ...] = ()
+        self._limit = policy.Policy().downtime_ms  # QEMU's own
+        self._looked = 0.0
+        self._before: tuple[int, int] | None = None
+        self.aborted = False
+
+    def look(self) -> None:
+        """Look, if it is time to. A migration that begins or ends just now has nothing to say."""
+        if time.monotonic() - self._looked < POLL:
+            return
+        self._looked = time.monotonic()
+        with contextlib.suppress(virt.libvirt.libvirtError):
+            domain = self._domain or self._mover.pair.source.connection.lookupByUUIDString(self._view.uuid)
+            stats = domain.jobStats()
+            if not stats.get("type"):
+                return
+            phase, figures = progress.figures(stats, self._before)
+            self._before = progress.rate_of(stats)
+            self._mover.progress.say(phase, **figures)
+            if "slowed_percent" in figures:
+                self._mover.told.stats["slowed_percent"] = figures["slowed_percent"]
+            if self._runs:
+                self._decide(domain, stats)
+
+    def _decide(self, domain: t.Any, stats: dict[str, t.Any]) -> None:
+        sample = policy.Sample(int(stats.get("memory_iteration") or 0), int(stats.get("memory_remaining") or 0))
+        self._history = policy.extended(self._history, sample)
+        verdict = policy.decide(self._mover.order.policy, self._history)
+        if verdict.downtime_ms != self._limit:
+            domain.migrateSetMaxDowntime(verdict.downtime_ms)
+            self._mover.told.stats["downtime_limit_ms"] = self._limit = verdict.downtime_ms
+        if verdict.last_resort == "abort":
+            self.aborted = True
+        elif verdict.last_resort == "suspend" and domain.state()[0] == virt.libvirt.VIR_DOMAIN_RUNNING:
+            self._mover.progress.suspend(self._view.uuid, self._view.op_id)
+            domain.suspend()
+            self._mover.told.stats["suspended"] = True
 
 
 class Handover:
@@ -84,14 +142,19 @@ class Handover:
 
     def __init__(self, mover: Mover, view: View, domain: t.Any) -> None:
         self._mover, self._view = mover, view
-        self._connection = mover.pair.source.connection
-        self._stopped, self._over = threading.Event(), False
+        self._stopped, self._arrived, self._over = threading.Event(), threading.Event(), False
         self._stopped_at = 0.0
-        self._number = self._connection.domainEventRegisterAny(
-            domain, virt.libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._note, None
-        )
+        self._listening = [
+            self._listen(mover.pair.source.connection, domain, self._note),
+            self._listen(mover.pair.destination.connection, None, self._note_there),
+        ]
         self._thread = threading.Thread(target=self._work, name="handover", daemon=True)
         self._thread.start()
+
+    @staticmethod
+    def _listen(connection: t.Any, domain: t.Any, note: t.Callable[..., None]) -> tuple[t.Any, int]:
+        kind = virt.libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE
+        return connection, connection.domainEventRegisterAny(domain, kind, note, None)
 
     def _note(self, dummy: t.Any, dummy_domain: t.Any, event: int, detail: int, dummy_opaque: t.Any) -> None:
         lib = virt.libvirt
@@ -101,35 +164,55 @@ class Handover:
         elif event == lib.VIR_DOMAIN_EVENT_RESUMED:  # the source goes on: from now on its death proves nothing
             self._over = True
 
+    def _note_there(self, dummy: t.Any, domain: t.Any, event: int, dummy_detail: int, dummy_opaque: t.Any) -> None:
+        if event == virt.libvirt.VIR_DOMAIN_EVENT_SUSPENDED and domain.UUIDString() == self._view.uuid:
+            self._arrived.set()
+
     def end(self) -> None:
         """The migration is over: stop looking."""
         self._over = True
         self._stopped.set()
         self._thread.join()
-        with contextlib.suppress(virt.libvirt.libvirtError):
-            self._connection.domainEventDeregisterAny(self._number)
+        for connection, number in self._listening:
+            with contextlib.suppress(virt.libvirt.libvirtError):
+                connection.domainEventDeregisterAny(number)
 
     def _work(self) -> None:
-        pid = qemu_pid(self._view.name, self._view.uuid)
-        self._stopped.wait()
-        if pid is None or not self._stopped_at:
+        source = Qemu(self._view.name, self._view.uuid)
+        try:
+            self._stopped.wait()
+            if source.known and self._stopped_at:
+                with contextlib.suppress(virt.libvirt.libvirtError, PhyllomeError):
+                    self._hand_over(source)
+        finally:
+            source.close()
+
+    def _hand_over(self, source: Qemu) -> None:
+        domain = self._mover.pair.destination.connection.lookupByUUIDString(self._view.uuid)
+        waiting = [virt.libvirt.VIR_DOMAIN_PAUSED, virt.libvirt.VIR_DOMAIN_PAUSED_USER]
+        view = self._mover.pair.with_source_gone(self._view)  # asked ahead: each question costs downtime
+        view = dataclasses.replace(view, destination=dataclasses.replace(view.destination, state="paused"))
+        row = classify(view.source.state, view.destination.state, view.source.job, view.mark, view.committed)
+        if row is None or row.action != "finish":
             return
-        with contextlib.suppress(virt.libvirt.libvirtError, PhyllomeError):
-            domain = self._mover.pair.destination.connection.lookupByUUIDString(self._view.uuid)
-            waiting = [virt.libvirt.VIR_DOMAIN_PAUSED, virt.libvirt.VIR_DOMAIN_PAUSED_USER]
-            while domain.state() != waiting and not self._over:
-                time.sleep(0.002)
-            view = self._mover.pair.with_source_gone(self._view)  # asked ahead: each question costs downtime
-            row = classify(view.source.state, view.destination.state, view.source.job, view.mark, view.committed)
-            if row is None or row.action != "finish":
+        while domain.state() != waiting:
+            if self._over:
                 return
-            while not process_is_gone(pid):
-                if self._over:
-                    return
-                time.sleep(0.001)
+            self._arrived.wait(_MISSED)
+            self._arrived.clear()
+        committed = False
+        while not source.is_gone():
+            if self._over:
+                return
+            if not committed and source.is_given_up():
+                source.kill()
+                self._mover.commit(view, sync=False)
+                committed = True
+            time.sleep(0.0005)
+        if not committed:
             self._mover.commit(view, sync=False)
-            domain.resume()
-            self._mover.told.stats["downtime_ms"] = ms(time.monotonic() - self._stopped_at)
+        domain.resume()
+        self._mover.told.stats["downtime_ms"] = ms(time.monotonic() - self._stopped_at)
 
 
 def too_slow(name: str, timeout: int, what: str) -> PhyllomeError:
@@ -137,6 +220,15 @@ def too_slow(name: str, timeout: int, what: str) -> PhyllomeError:
         f"timeout: the migration of {name} took longer than {timeout} s",
         what,
         "Give it more time (timeout), less to do (convergence.auto_converge) or a faster network.",
+    )
+
+
+def stalled(name: str) -> PhyllomeError:
+    return PhyllomeError(
+        f"The migration of {name} made no progress and was aborted",
+        "the guest writes faster than its memory is sent, and convergence.on_stall is abort",
+        "Let it be slowed down (convergence.auto_converge) or stopped for the end (on_stall: suspend), allow more "
+        "downtime (max_downtime_ms), or use a faster network.",
     )
 
 

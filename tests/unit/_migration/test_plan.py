@@ -12,8 +12,10 @@ import pytest
 
 from ansible_collections.phyllome.virt.plugins.module_utils._migration import judge, plan
 from ansible_collections.phyllome.virt.plugins.module_utils._migration.journal import Mark, Record
+from ansible_collections.phyllome.virt.plugins.module_utils._migration.policy import Policy
 from ansible_collections.phyllome.virt.plugins.module_utils._migration.read import Sight, View
 from ansible_collections.phyllome.virt.plugins.module_utils._migration.read_guest import Disk, Guest, Offer, Pool
+from ansible_collections.phyllome.virt.plugins.module_utils._migration.read_way import Way
 from ansible_collections.phyllome.virt.plugins.module_utils._migration.spec import Order
 
 UUID = "11111111-1111-4111-8111-111111111111"
@@ -27,11 +29,11 @@ ORDER = Order(
     source="alpha",
     destination="beta",
     destination_uri="qemu+tls://beta/system",
+    ssh=False,
     host="beta",
     migrate_address=None,
     mode="auto",
-    downtime_ms=None,
-    auto_converge=False,
+    policy=Policy(),
     bandwidth_mib=0,
     timeout=0,
     purge=False,
@@ -58,6 +60,7 @@ GUEST = Guest(
     tpm=f"/var/lib/libvirt/swtpm/{UUID}/tpm2",
 )
 HOSTDEV = ("hostdevs", "it has a device of this host", "Take it out of the guest for the move.")
+WAY = Way(qemu=(7002000, 7002000), libvirt=(9000000, 9000000), certificates="", ports="")
 OFFER = Offer(
     same_host=False,
     memory=1024 * MIB,
@@ -69,8 +72,12 @@ OFFER = Offer(
     platform="",
     loader=True,
     cpu=True,
-    certificates="/etc/pki/qemu",
+    cpus=8,
+    pages={},
+    way=WAY,
 )
+
+NO_CERTIFICATES = dataclasses.replace(WAY, certificates="/etc/pki/qemu has no client-key.pem")
 
 
 def found(order=None, view=None, guest=None, offer=None, mode="live", ours=()):
@@ -111,7 +118,11 @@ def test_nothing_stands_against_a_move_that_fits():
         ("platform", {"offer": {"platform": "unsupported machine type"}}),
         ("firmware", {"offer": {"loader": False}}),
         ("cpu", {"offer": {"cpu": False}}),
-        ("certificates", {"offer": {"certificates": None}}),
+        ("pinning", {"guest": {"last_cpu": 8}}),
+        ("huge_pages", {"offer": {"pages": {2048: 255}}}),
+        ("qemu_older", {"offer": {"way": dataclasses.replace(WAY, qemu=(8000000, 7002019))}}),
+        ("certificates", {"offer": {"way": NO_CERTIFICATES}}),
+        ("ports", {"offer": {"way": dataclasses.replace(WAY, ports="port 49152 of beta does not answer")}}),
     ],
 )
 def test_each_blocker_is_found_alone_and_says_what_to_do(code, arguments):
@@ -126,10 +137,22 @@ def test_all_blockers_at_once():
         one.code
         for one in found(
             guest={"obstacles": (("snapshots", "it has 2 snapshots", "Delete them."), HOSTDEV)},
-            offer={"networks": {"default": None}, "certificates": None, "present": (PATH,)},
+            offer={"networks": {"default": None}, "way": NO_CERTIFICATES, "present": (PATH,)},
         )
     ]
     assert codes == ["snapshots", "hostdevs", "disk_exists", "network_missing", "certificates"]
+
+
+def test_what_just_fits_is_no_blocker():
+    newer = dataclasses.replace(WAY, qemu=(7002000, 8000000))
+    assert found(guest={"last_cpu": 7}, offer={"pages": {2048: 256}, "way": newer}) == []
+
+
+def test_a_guest_without_memory_on_its_way_may_go_to_an_older_qemu():
+    older = dataclasses.replace(WAY, qemu=(8000000, 7002019))
+    assert found(view={"state": "off"}, offer={"way": older}, mode="cold") == []
+    (blocker,) = found(offer={"way": older})
+    assert "beta has QEMU 7.2.19, alpha has 8.0.0" in blocker.what
 
 
 def test_a_file_that_this_move_has_left_is_no_blocker():
@@ -137,10 +160,13 @@ def test_a_file_that_this_move_has_left_is_no_blocker():
 
 
 def test_what_is_unknown_is_no_blocker_but_is_said():
+    way = Way(qemu=(7002000, 7002000), libvirt=(10001000, 9000000), certificates=None, ports="")
     offer: dict[str, t.Any] = {"media": {"/isos/a.iso": None}, "bridges": {"br0": None}, "cpu": None, "memory": None}
+    offer["way"] = way
     assert found(offer=offer) == []
     said = plan.unknown(GUEST, dataclasses.replace(OFFER, **offer), "beta")
-    assert len(said) == 3
+    assert len(said) == 5
+    assert any("beta has libvirt 9.0.0, which is older than 10.1.0 here" in one for one in said)
     assert plan.unknown(GUEST, OFFER, "beta") == []
 
 

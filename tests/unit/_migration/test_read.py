@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import dataclasses
-import subprocess
-import sys
 
 import pytest
 
@@ -19,6 +17,7 @@ from ansible_collections.phyllome.virt.plugins.module_utils._migration.journal i
     Record,
     op_id,
 )
+from ansible_collections.phyllome.virt.plugins.module_utils._migration.policy import Policy
 from ansible_collections.phyllome.virt.plugins.module_utils._migration.spec import Order
 
 UUID = "22222222-2222-4222-8222-222222222222"
@@ -74,6 +73,16 @@ def test_nvram(firmware, os, path):
     assert guest(firmware=firmware, os=os).nvram == path
 
 
+def test_what_its_memory_and_its_cpus_need_of_the_host():
+    more = "<memoryBacking><hugepages><page size='2048' unit='KiB'/></hugepages></memoryBacking>"
+    pins = (
+        "<vcpu cpuset='0-3,^12'>2</vcpu><cputune><vcpupin vcpu='0' cpuset='4'/><emulatorpin cpuset='9,0-1'/></cputune>"
+    )
+    found = guest(firmware=f"</os>{more}{pins}<os>")
+    assert (found.pages, found.last_cpu) == ((2048,), 9)
+    assert (guest().pages, guest().last_cpu) == ((), None)
+
+
 def test_firmware_details():
     found = guest(firmware="<loader>/c.fd</loader><nvram template='/t.fd' format='qcow2'>/n.fd</nvram>")
     assert (found.loader, found.nvram_template, found.nvram_format) == ("/c.fd", "/t.fd", "qcow2")
@@ -117,7 +126,7 @@ def test_only_a_named_cpu_can_be_compared(cpu, known):
 
 
 ORDER = Order(
-    "web", None, "alpha", "beta", "qemu+tls://beta/system", "beta", None, "auto", None, False, 0, 0, False, False, "x:///"
+    "web", None, "alpha", "beta", "qemu+tls://beta/system", False, "beta", None, "auto", Policy(), 0, 0, False, False, "x:///"
 )  # fmt: skip
 MOVING = Mark(op_id(UUID, "beta", 3), "alpha", "beta", 3, "moving", "running", True)
 DONE = dataclasses.replace(MOVING, phase="done", epoch=4)
@@ -187,15 +196,6 @@ def test_libvirt_s_log_remembers_why_a_guest_stopped(tmp_path, monkeypatch, log,
     if log is not None:
         (tmp_path / "web.log").write_text(log)
     assert read._log_says_migrated("web") is migrated
-
-
-def test_a_process_that_lives_and_one_that_is_dead():
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
-        assert not read.process_is_gone(child.pid)
-        child.kill()
-        while not read.process_is_gone(child.pid):  # a zombie until it is waited for
-            pass
-    assert read.process_is_gone(child.pid)
 
 
 def test_digest(tmp_path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import pytest
 
 from ansible_collections.phyllome.virt.plugins.module_utils._core.errors import PhyllomeError
+from ansible_collections.phyllome.virt.plugins.module_utils._migration.policy import Policy
 from ansible_collections.phyllome.virt.plugins.module_utils._migration.spec import accept
 
 
@@ -36,7 +37,7 @@ def test_what_is_not_said():
     assert order.host == "10.78.0.2"
     assert order.destination == "beta"
     assert order.shown == "web"
-    assert (order.downtime_ms, order.auto_converge, order.purge) == (None, False, False)
+    assert (order.policy, order.purge) == (Policy(300, 2000, False, "suspend"), False)
 
 
 @pytest.mark.parametrize(
@@ -52,6 +53,20 @@ def test_uris_that_are_accepted(uri, host):
     assert accept(params(destination_uri=uri)).host == host
 
 
+@pytest.mark.parametrize(
+    ("uri", "given"),
+    [
+        ("qemu+ssh://root@beta/system", "qemu+ssh://root@beta/system?no_tty=1"),
+        ("qemu+ssh://beta:2222/system?keyfile=/k", "qemu+ssh://beta:2222/system?keyfile=/k&no_tty=1"),
+        ("qemu+ssh://beta/system?no_tty=1", "qemu+ssh://beta/system?no_tty=1"),
+    ],
+)
+def test_ssh_asks_nobody(uri, given):
+    order = accept(params(destination_uri=uri))
+    assert (order.destination_uri, order.ssh, order.host) == (given, True, "beta")
+    assert not accept(params()).ssh
+
+
 def test_the_destination_is_named_after_the_uri_when_it_is_not_named():
     assert accept(params(destination=None)).destination == "10.78.0.2"
 
@@ -61,20 +76,38 @@ def test_everything():
         params(
             uuid="11111111111141118111111111111111",
             migrate_address="fd00:0:0::2",
-            convergence={"downtime_ms": 500, "auto_converge": True},
+            convergence={"downtime_ms": 500, "max_downtime_ms": None, "auto_converge": True, "on_stall": "abort"},
             source_disks="purge",
         )
     )
     assert order.uuid == "11111111-1111-4111-8111-111111111111"
     assert order.migrate_address == "fd00::2"
-    assert (order.downtime_ms, order.auto_converge, order.purge) == (500, True, True)
+    assert (order.policy, order.purge) == (Policy(500, 2000, True, "abort"), True)
+
+
+def test_the_most_downtime_is_never_less_than_what_was_asked_for():
+    assert accept(params(convergence={"downtime_ms": 5000})).policy.max_downtime_ms == 5000
 
 
 @pytest.mark.parametrize(
     ("values", "said"),
     [
         ({"destination_uri": "qemu+tcp://beta/system"}, r"destination_uri: .*plain TCP.*qemu\+tls"),
-        ({"destination_uri": "qemu+ssh://root@beta/system"}, "destination_uri: .*ssh key"),
+        (
+            {"destination_uri": "qemu+ssh://root@beta/system?command=/x"},
+            "destination_uri: .*keyfile, mode, no_tty, sock",
+        ),
+        (
+            {"destination_uri": "qemu+ssh://root@beta/system?known_hosts_verify=ignore"},
+            "destination_uri: .*nothing else",
+        ),
+        ({"destination_uri": "qemu+ssh://root@beta/system?no_verify=1"}, "destination_uri: .*no_verify"),
+        ({"destination_uri": "qemu+ssh://-oProxyCommand=x/system"}, "destination_uri: .*option"),
+        ({"destination_uri": "qemu+ssh://-x@beta/system"}, "destination_uri: .*option"),
+        (
+            {"destination_uri": "qemu+ssh://root@beta/system", "migrate_address": "10.0.0.2"},
+            "migrate_address: 10.0.0.2 was given with a destination_uri of ssh",
+        ),
         ({"destination_uri": "qemu+libssh2://beta/system"}, "destination_uri: .*it means TLS"),
         ({"destination_uri": "qemu://beta/system"}, "destination_uri: .*it means TLS|TLS"),
         ({"destination_uri": "qemu:///system"}, "destination_uri: .*another host"),
@@ -93,6 +126,7 @@ def test_everything():
         ({"bandwidth_mib": -1}, "bandwidth_mib: -1 is too small"),
         ({"timeout": -1}, "timeout: -1 is too small"),
         ({"convergence": {"downtime_ms": 0}}, "convergence.downtime_ms: 0 is too small"),
+        ({"convergence": {"max_downtime_ms": 299}}, "convergence.max_downtime_ms: 299 is too small.*at least 300"),
         ({"source_is_dead": True}, "source_is_dead: true was said without"),
         ({"source_is_dead": True, "source": "alpha"}, "source_is_dead: true was said without"),
         (

@@ -1,8 +1,8 @@
 """The file trees that hosts and machines start from.
 
-`bare` is a minimal install; `ready` is the same with libvirt and QEMU, `metal` the same with a kernel
-and a boot loader, each kept as a layer of its own above `bare`. A host writes into a third layer, so
-a base is never changed after it was built.
+`bare` is a minimal install; `ready` is a layer above it with libvirt and QEMU, `metal` one above that
+with a kernel and a boot loader. A host writes into a layer of its own, so a base is never changed
+after it was built.
 """
 
 from __future__ import annotations
@@ -177,8 +177,8 @@ def ready() -> Base:
 
 
 def metal() -> Base:
-    """`bare` with a kernel and a boot loader: what the disk of a machine is made from."""
-    below = bare()
+    """`ready` with a kernel and a boot loader: what the disk of a machine is made from."""
+    below = ready()
     digest = cache.key(str(below.layers[0].parent.name), *packages.METAL, _script())
     layer = cache.made("metal", digest, lambda folder: _build_above(folder, below, packages.METAL, INITRAMFS)) / "tree"
     return Base("metal", (layer, *below.layers))

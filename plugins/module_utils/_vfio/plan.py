@@ -108,7 +108,7 @@ def _present(wanted: Wanted, world: World) -> Todo:
     warnings: list[str] = []
     for number, members in groups.sets(asked, wanted, world):
         todo = [address for address in members if not _done(world.devices[address], wanted)]
-        found = [*groups.incomplete(number, members, asked, wanted, world)] if todo else []
+        found = [*groups.incomplete(number, members, asked, wanted, world)]
         for address in members:
             found += groups.strange(world.devices[address], world)
         for address in todo:

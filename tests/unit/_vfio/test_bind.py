@@ -157,6 +157,13 @@ def test_a_group_is_not_taken_in_part(q35: Sim) -> None:
     assert [(each["address"], each["result"]) for each in done["devices"]] == [(one, "bound") for one in OLD]
 
 
+def test_a_group_that_the_host_has_taken_a_part_of_again_is_not_called_bound(q35: Sim) -> None:
+    q35.do(devices=OLD, persist=False)
+    q35._set(OLD[1], "e1000")
+    assert q35.fails(devices=OLD[:1], persist=False).facts["refused"][0]["hazard"] == "partial_group"
+    assert q35.do(devices=OLD, persist=False)["devices"][1]["result"] == "bound"
+
+
 def test_companions_come_along_and_wait_together_for_the_next_boot(q35: Sim) -> None:
     options: dict[str, t.Any] = {"devices": [GPU], "group_policy": "companions", "consent": ["primary_gpu"]}
     done = q35.do(**options)

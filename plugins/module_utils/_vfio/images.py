@@ -91,7 +91,8 @@ class Images:
         return images
 
     def _make(self, kept: t.Mapping[str, Image]) -> dict[str, Image]:
-        assert self.maker is not None
+        if self.maker is None:  # nothing of ours is in an initramfs then
+            return dict(kept)
         self.kernel.run(self.maker.command)
         os.sync()  # programs do not wait until what they wrote would survive a power cut
         for path in self._there():

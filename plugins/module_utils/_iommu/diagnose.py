@@ -266,7 +266,9 @@ def _parameter(iommu: Iommu, name: str) -> bool | None:
     owners = {"allow_unsafe_interrupts": ("vfio_iommu_type1", "iommufd"), "enable_unsafe_noiommu_mode": ("vfio",)}
     if "Y" in values:
         return True
-    missing = sum(owner in iommu.loaded for owner in owners[name]) != len(values)
+    # This one is only there in kernels with CONFIG_VFIO_NOIOMMU, which Debian's are not.
+    optional = name == "enable_unsafe_noiommu_mode"
+    missing = not optional and sum(owner in iommu.loaded for owner in owners[name]) != len(values)
     return None if missing or any(value != "N" for value in values) else False
 
 

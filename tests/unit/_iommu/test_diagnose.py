@@ -339,6 +339,12 @@ def test_unsafe_settings(iommu):
     }
 
 
+def test_a_vfio_that_was_built_without_its_unsafe_mode_is_safe(facts):
+    machine = machines.desktop()
+    machine.directories.add("sys/module/vfio")
+    assert facts(machine)["iommu"]["unsafe"]["noiommu"] is False
+
+
 def test_a_parameter_that_cannot_be_read_is_unknown(facts):
     machine = machines.server()
     machine.directories.add("sys/module/vfio_iommu_type1/parameters")

@@ -119,6 +119,7 @@ class Sim(Kernel):
         self._effect(" ".join(argv))
         if argv[0] == "modprobe":
             self.path("sys/bus/pci/drivers", argv[-1]).mkdir(parents=True, exist_ok=True)
+            self.path("sys/module/vfio").mkdir(parents=True, exist_ok=True)  # Debian's has no parameters
         elif argv[0] == "update-initramfs":
             for path in IMAGES:
                 ours = self.path(RULES).read_text() if self.path(HOOK).exists() else ""

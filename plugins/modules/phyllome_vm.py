@@ -440,7 +440,7 @@ options:
         type: int
   assume_bound:
     description:
-      - PCI addresses of devices to take for bound to VFIO in check mode, because something before this task would bind them.
+      - PCI addresses, or identities, of devices to take for bound to VFIO in check mode, because something before this task would bind them.
         Without check mode it makes no difference.
     type: list
     elements: str
@@ -448,7 +448,7 @@ options:
     description:
       - Devices of the host. Each has one guest. The module fails if another guest has the device, running or not, or if the host does not have it.
       - A PCI device, a function of an SR-IOV card among them, has to be bound to VFIO with its whole IOMMU group before the guest
-        is defined with it or started; C(vfio_bind) does that. The module fails, with all reasons, if it is not, or if
+        is defined with it or started; M(phyllome.virt.vfio_bind) does that. The module fails, with all reasons, if it is not, or if
         another guest has a device of the group.
     type: list
     elements: dict
@@ -500,7 +500,7 @@ options:
       managed:
         description:
           - Whether libvirt takes a PCI device from its driver when the guest starts, and gives it back. It is V(false) for a new one,
-            because libvirt does not look whether the host needs the device, and C(vfio_bind) does.
+            because libvirt does not look whether the host needs the device, and M(phyllome.virt.vfio_bind) does.
           - V(true) is accepted for a device that nothing stands against, see C(hazards) of M(phyllome.virt.iommu_facts).
         type: bool
       startup_policy:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import typing as t
 
 import pytest
 
-from ansible_collections.phyllome.virt.tests.fleet.conftest import IMAGE, Built, Site
+from ansible_collections.phyllome.virt.tests.fleet import runner
+from ansible_collections.phyllome.virt.tests.fleet.conftest import IMAGE, SITE, Built, Site
 
 FOREIGN = """
 <domain type='qemu'>
@@ -190,3 +192,10 @@ def test_a_host_that_does_not_answer_stops_only_its_own_guests(site: Site) -> No
         beta.link(up=True)
         beta.close_ssh()
     site.remove("here")
+
+
+def test_devices_of_a_host_without_an_iommu_are_refused_with_the_reason(site: Site) -> None:
+    wanted = json.dumps({"phyllome_passthrough": [{"devices": ["0000:00:01.0"]}]})
+    run = runner.playbook(SITE, site.inventory([]), "--tags", "passthrough", "--limit", "alpha", "-e", wanted)
+    assert run.status and run.changed["alpha"] == 0
+    assert "phyllome_passthrough: the IOMMU of this host is off" in run.messages()

@@ -21,7 +21,7 @@ from . import clone, domain, identity, plan, plan_first, read, spec
 from . import wait as waiting
 from .apply import LIVE, Apply, defines
 from .draft import Decision
-from .values import PCI
+from .values import PCI_DEVICE
 from .world import Look
 
 
@@ -40,7 +40,7 @@ def converge(params: dict[str, t.Any], check: bool) -> dict[str, t.Any]:
     with virt.session(params["uri"], keep_alive=True) as connection:
         look = Look(connection, params["uri"])
         if check and params.get("assume_bound"):
-            look.foreseen = frozenset(PCI.accept(each, "assume_bound") for each in params["assume_bound"])
+            look.foreseen = frozenset(PCI_DEVICE.accept(each, "assume_bound") for each in params["assume_bound"])
         if params.get("guests") is None:
             return _one(look, spec.accept(declared[0], params.get("fleet_cpu")), check)
         look.declared = tuple(_with_host_devices(declared, params.get("fleet_cpu")))

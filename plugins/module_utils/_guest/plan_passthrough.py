@@ -124,8 +124,9 @@ def _needed(draft: Draft, device: Device) -> bool:
 
 
 def _ready(draft: Draft, device: Device, address: str, pci: Pci) -> None:
-    foreseen = draft.world.passthrough.foreseen
     function = pci.functions.get(address)
+    keys = {one.key: one.address for one in pci.functions.values()}
+    foreseen = {keys.get(name, name) for name in draft.world.passthrough.foreseen}
     what = f"{device.path}: pci {address}"
     if address in foreseen and pci.state != "on":
         return  # groups are not known before it is

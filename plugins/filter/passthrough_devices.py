@@ -1,0 +1,77 @@
+# Copyright: Contributors to the phyllome.virt project
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Jinja's door to choosing devices by what they are, on the controller, where jmespath is."""
+
+from __future__ import annotations
+
+import typing as t
+
+from ansible.errors import AnsibleFilterError
+
+from ansible_collections.phyllome.virt.plugins.module_utils._core.errors import PhyllomeError
+from ansible_collections.phyllome.virt.plugins.module_utils._iommu.judge import is_vfio
+from ansible_collections.phyllome.virt.plugins.module_utils._vfio.spec import select
+
+DOCUMENTATION = r"""
+name: passthrough_devices
+short_description: Devices that are chosen by what they are
+version_added: 0.1.0
+description:
+  - What the role C(phyllome.virt.passthrough) makes of C(select) in an entry of C(phyllome_passthrough).
+  - That a guest has a device which is with VFIO does not stand against the device, so that C([?!hazards].address) yields the same
+    before and after the guest was started.
+author:
+  - The Phyllome OS community (@phyllome)
+options:
+  _input:
+    description: C(devices) of M(phyllome.virt.iommu_facts).
+    type: list
+    elements: dict
+    required: true
+  select:
+    description: JMESPath over them that yields addresses.
+    type: str
+    required: true
+  expect_count:
+    description: How many it has to yield; any other number is an error. Without it, only none is one.
+    type: int
+"""
+
+EXAMPLES = r"""
+- name: Show which NVMe drives a guest can have
+  ansible.builtin.debug:
+    msg: "{{ phyllome_iommu.devices | phyllome.virt.passthrough_devices(\"[?class_name=='nvme' && !hazards].address\") }}"
+"""
+
+RETURN = r"""
+_value:
+  description: PCI addresses.
+  type: list
+  elements: str
+"""
+
+_OF_A_GUEST = ("other_guest", "opened")
+
+
+def passthrough_devices(devices: t.Any, expression: str, expect_count: int | None = None) -> list[str]:
+    """See DOCUMENTATION."""
+    known = [
+        {**device, "hazards": [one for one in device["hazards"] if one["code"] not in _OF_A_GUEST]}
+        if is_vfio(device["driver"])
+        else device
+        for device in devices
+    ]
+    try:
+        return list(select(expression, {"devices": known}, expect_count))
+    except PhyllomeError as exc:
+        raise AnsibleFilterError(f"phyllome_passthrough: {exc}") from exc
+
+
+class FilterModule:
+    """Filters of this file."""
+
+    def filters(self) -> dict[str, t.Callable[..., t.Any]]:
+        """Names and functions."""
+        return {"passthrough_devices": passthrough_devices}

@@ -64,16 +64,23 @@ options:
       - With ssh there is none.
     type: str
   state:
-    description: The guest is to be at the destination.
+    description:
+      - V(migrated), the guest is at the destination.
+      - V(rolled_back), a move that is not finished is taken back; so is one that is finished, as long as the source has its retained copy.
+        The guest has to be off at the destination then, because what was written there since the move stays behind, under names that end in
+        C(.phyllome-retained-) and the C(op_id). To keep it, move the guest back instead.
+      - V(committed), the move is finished for good, and the source's retained copy is deleted.
+      - V(cleaned), nothing is left on the source of all moves of this guest, and nothing at this destination of those that did not come about.
+      - Run each of them where the move was run, with the same O(source) and O(destination).
     type: str
-    choices: [migrated]
+    choices: [migrated, rolled_back, committed, cleaned]
     default: migrated
   mode:
     description:
       - V(live) moves a guest that runs or is paused.
-      - V(cold) moves a guest that is off. It is started paused for that, its CPUs never run, and it is off again at the destination;
-        so both hosts need its memory for a while.
-      - V(auto) takes the one that fits.
+      - V(cold) moves a guest that is off, and shuts one that runs down first. Its files are copied as they are, with chains of
+        backing files, snapshots, dirty bitmaps and encryption. It takes no memory on either host.
+      - V(auto) takes the one that fits, V(live) for a guest that runs.
     type: str
     choices: [auto, live, cold]
     default: auto
@@ -118,6 +125,44 @@ options:
     type: str
     choices: [retain, purge]
     default: retain
+  power_after:
+    description:
+      - Whether the guest runs at the destination. V(same) is as it was when the move began.
+      - With V(off), a guest that runs is shut down and moved cold.
+    type: str
+    choices: [same, running, 'off']
+    default: same
+  verify:
+    description:
+      - How a cold move proves the disks that it has copied. UEFI variables and TPM state are always read back.
+      - V(stream) computes digests of what is sent while it is sent. TLS guards it on its way, libvirt at the destination confirms each part,
+        and lengths and allocation are compared.
+      - V(full) also reads everything back from the destination and compares the digests, which takes as long again.
+      - V(none) computes no digests.
+      - QEMU copies the disks of a live move, without digests.
+    type: str
+    choices: [stream, none, full]
+    default: stream
+  shutdown:
+    description: How a guest that runs is shut down for a cold move.
+    type: dict
+    suboptions:
+      timeout:
+        description: Seconds that the guest is given. Its agent is asked first, then its power button is pressed.
+        type: int
+        default: 120
+      then:
+        description: V(fail) lets it run on where it is; V(destroy) pulls the plug.
+        type: str
+        choices: [fail, destroy]
+        default: fail
+  hostdevs:
+    description:
+      - Which device of the destination the guest gets for one that it has of this host, by the id it has in M(phyllome.virt.phyllome_vm);
+        a device without an id is named by its PCI address.
+      - It is a PCI address, or the UUID of a mediated device. USB devices that are known by vendor and product need no entry.
+      - The guest moves cold. A PCI device has to be bound to VFIO at the destination already.
+    type: dict
   source_is_dead:
     description:
       - Your word that the source is off and will not come back by itself, for a guest that waits at the destination.
@@ -138,8 +183,12 @@ notes:
     While a guest moves for more than two seconds, lines on standard error tell how far it is: at each new phase, each tenth of the
     way, and every ten seconds.
   - >-
-    Not moved yet: guests with snapshots, backing chains, devices or directories of the host, encrypted or shared disks, or disks that are not files.
+    Not moved yet: guests with directories of the host, shared disks, disks that are not files, or snapshots of M(phyllome.virt.vm_snapshot).
+    Guests with other snapshots, backing chains, encrypted disks or devices of the host (O(hostdevs)) move only while they are off.
     Each of these is a blocker that is named.
+  - >-
+    While a guest moves, and after it has, the source does not start it, by whatever way: a hook of libvirt that the role
+    P(phyllome.virt.hypervisor#role) installs refuses. A cold move needs that hook at the destination too.
 requirements:
   - libvirt-python
   - lxml
@@ -175,6 +224,21 @@ EXAMPLES = r"""
       max_downtime_ms: 1000
       on_stall: abort
 
+- name: Move a guest with a GPU, which is shut down for it and gets the GPU of the destination
+  phyllome.virt.vm_migrate:
+    name: games
+    destination: beta
+    destination_uri: qemu+tls://10.78.0.2/system
+    hostdevs:
+      gpu: "0000:41:00.0"
+
+- name: Take that back, while the guest is off at the destination
+  phyllome.virt.vm_migrate:
+    name: games
+    state: rolled_back
+    destination: beta
+    destination_uri: qemu+tls://10.78.0.2/system
+
 - name: Start a guest that waits on this host, because alpha has burnt down in the middle of its move
   phyllome.virt.vm_migrate:
     name: web
@@ -201,7 +265,7 @@ mode_reason:
   returned: always
   type: str
 phase:
-  description: V(planned) in check mode, V(blocked) or V(refused) when nothing was touched, V(rolled_back), V(moving), V(done).
+  description: V(planned) in check mode, V(blocked) or V(refused) when nothing was touched, V(rolled_back), V(moving), V(done), V(committed), V(cleaned).
   returned: always
   type: str
   sample: done
@@ -264,9 +328,12 @@ disks:
   elements: dict
   contains:
     target:
-      description: Name of the disk in the guest's definition.
+      description: Name of the disk in the guest's definition. Null for a file that another guest of the source stands on too.
       type: str
       sample: vda
+    path:
+      description: The file, of a cold move.
+      type: str
     virtual:
       description: Bytes that the guest sees.
       type: int
@@ -276,6 +343,16 @@ disks:
     allocated_after:
       description: Bytes that the file takes at the destination. More than 5 % and 16 MiB above is an error.
       type: int
+    bytes_sent:
+      description: Bytes of the file that went over the network, of a cold move.
+      type: int
+    digest:
+      description: >-
+        Of a cold move. SHA-256 of the digests of the file's parts of 64 MiB, each of its blocks of 64 KiB that are not zeros.
+      type: str
+    verified:
+      description: V(stream), V(full) or V(none), as O(verify), of a cold move.
+      type: str
 identity:
   description: What else of the guest arrived. Empty when there was nothing to do.
   returned: always
@@ -341,7 +418,11 @@ def main() -> None:
             "destination": {"type": "str"},
             "destination_uri": {"type": "str", "required": True},
             "migrate_address": {"type": "str"},
-            "state": {"type": "str", "choices": ["migrated"], "default": "migrated"},
+            "state": {
+                "type": "str",
+                "choices": ["migrated", "rolled_back", "committed", "cleaned"],
+                "default": "migrated",
+            },
             "mode": {"type": "str", "choices": ["auto", "live", "cold"], "default": "auto"},
             "convergence": {
                 "type": "dict",
@@ -356,6 +437,16 @@ def main() -> None:
             "timeout": {"type": "int", "default": 0},
             "source_disks": {"type": "str", "choices": ["retain", "purge"], "default": "retain"},
             "source_is_dead": {"type": "bool", "default": False},
+            "power_after": {"type": "str", "choices": ["same", "running", "off"], "default": "same"},
+            "verify": {"type": "str", "choices": ["stream", "none", "full"], "default": "stream"},
+            "hostdevs": {"type": "dict"},
+            "shutdown": {
+                "type": "dict",
+                "options": {
+                    "timeout": {"type": "int", "default": 120},
+                    "then": {"type": "str", "choices": ["fail", "destroy"], "default": "fail"},
+                },
+            },
             "uri": {"type": "str", "default": "qemu:///system"},
             "_detach": {"type": "bool", "default": False},
         },

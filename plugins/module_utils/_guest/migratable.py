@@ -92,15 +92,17 @@ def judge(
     for count, name in ((snapshots, "snapshot"), (checkpoints, "checkpoint")):
         if count is None:
             reasons.append(_reason(f"{name}s", f"whether it has {name}s is not known", "Look with virsh."))
-        elif count:
-            fix = f"Delete them: virsh {name}-delete."
-            reasons.append(_reason(f"{name}s", f"it has {count} {name}(s), which libvirt does not move", fix))
+        elif count and running:
+            fix = f"Shut the guest down: it moves while it is off (mode: cold). Or delete them: virsh {name}-delete."
+            reasons.append(
+                _reason(f"{name}s", f"it has {count} {name}(s), which libvirt does not move while it runs", fix)
+            )
     for disk in domain.findall("devices/disk"):
-        reasons.extend(_disk(disk, chained))
+        reasons.extend(_disk(disk, chained, running))
     return {"possible": not reasons, "reasons": reasons}
 
 
-def _disk(disk: Element, chained: t.Container[str]) -> t.Iterator[dict[str, str]]:
+def _disk(disk: Element, chained: t.Container[str], running: bool) -> t.Iterator[dict[str, str]]:
     target, source, driver = (xml.first(disk, tag) for tag in ("target", "source", "driver"))
     name = "?" if target is None else target.get("dev", "?")
     if disk.get("device", "disk") in ("cdrom", "floppy") or xml.first(disk, "readonly") is not None:
@@ -112,16 +114,22 @@ def _disk(disk: Element, chained: t.Container[str]) -> t.Iterator[dict[str, str]
     elif driver is not None and driver.get("type", "raw") not in ("raw", "qcow2"):
         yield _reason("disk_kind", f"disk {name} has the format {driver.get('type')}", "Convert it: qemu-img convert.")
     for path in ("encryption", "source/encryption"):
-        if xml.first(disk, path) is not None:
-            fix = "Only unencrypted disks are moved yet."
-            yield _reason("disk_kind", f"disk {name} is encrypted", fix)
+        if running and xml.first(disk, path) is not None:
+            fix = "Shut the guest down: it moves while it is off (mode: cold)."
+            yield _reason(
+                "encrypted", f"disk {name} is encrypted, and a running guest would arrive with plain disks", fix
+            )
+            break
     for tag, why in (("shareable", "is shared with other guests"), ("transient", "is thrown away at power-off")):
         if xml.first(disk, tag) is not None:
             yield _reason("disk_kind", f"disk {name} {why}", f"Remove <{tag}/>.")
     below = xml.first(disk, "backingStore/source"), xml.first(disk, "source/backingStore/source")
-    if source is not None and (name in chained or any(found is not None for found in below)):
+    if running and source is not None and (name in chained or any(found is not None for found in below)):
         what = f"disk {name} has a backing file, and the copy would become a full one"
-        yield _reason("backing_chain", what, f"virsh blockpull GUEST {name} --wait first.")
+        fix = (
+            f"Shut the guest down: it moves while it is off (mode: cold). Or virsh blockpull GUEST {name} --wait first."
+        )
+        yield _reason("backing_chain", what, fix)
 
 
 def _reason(code: str, what: str, fix: str) -> dict[str, str]:

@@ -32,7 +32,7 @@ from .read_way import address
 from .transfer import POLL, SETTLE, Handover, Job, Monitor, ms, too_slow
 from .tunnel import sockets, through
 
-_TPM_STATES = ("tpm2-00.permall", "tpm-00.permall")
+TPM_STATES = ("tpm2-00.permall", "tpm-00.permall")
 """What swtpm keeps of a TPM 2.0 and of a TPM 1.2; the rest of its folder are locks."""
 
 
@@ -66,17 +66,17 @@ class Mover:
 
     # -- rows 1 and 11 ------------------------------------------------------------------------
 
-    def start(self, view: View, guest: Guest, mode: str) -> None:
+    def start(self, view: View, guest: Guest) -> None:
         """Mark the guest, make its disks at the destination, and let the source's libvirt migrate it.
 
         What goes wrong in the migration itself is kept in ``failure``: whether it really went
         wrong is for both hosts to say.
         """
         began = time.monotonic()
-        self.told.mode = mode
+        self.told.mode = "live"
         domain = self.pair.source.connection.lookupByUUIDString(view.uuid)
         if view.record is not None and view.record.phase == "started":
-            self._sweep(view.record)
+            self.sweep(view.record)
         own = view.source.mark if view.mark == "moving" else None
         asleep = view.source.state == "paused" and not self._wake(view)
         awake: Power = "paused" if asleep else "running"
@@ -86,19 +86,15 @@ class Mover:
             destination=view.destination.host,
             epoch=view.epoch,
             phase="moving",
-            power="off" if mode == "cold" else awake,
+            power="running" if self.order.power_after == "running" else awake,
             autostart=own.autostart if own else view.source.autostart,
-            fenced=mode != "cold",
+            fenced=True,
         )
         with virt.saying(f"Cannot prepare the guest {view.name} on {view.source.host}"):
-            _write_mark(domain, mark)
+            write_mark(domain, mark)
             if view.source.autostart:
                 domain.setAutostart(0)
         try:
-            if view.source.state in ("off", "crashed"):
-                with virt.saying(f"Cannot start {view.name} paused on {view.source.host}, which a cold move needs"):
-                    domain.createWithFlags(virt.libvirt.VIR_DOMAIN_START_PAUSED)
-                guest = read_guest(self.pair.source, view.uuid, sizes=True)  # only now libvirt says where the NVRAM is
             self._refuse_strangers(guest)
             self.pair.journal.save(
                 Record(
@@ -145,7 +141,7 @@ class Mover:
                     for disk in guest.disks
                     if os.path.dirname(disk.path) == folder and os.path.basename(disk.path) in names
                 ]
-            states = [os.path.join(guest.tpm, name) for name in _TPM_STATES] if guest.tpm else []
+            states = [os.path.join(guest.tpm, name) for name in TPM_STATES] if guest.tpm else []
             for path in [*([guest.nvram] if guest.nvram else []), *states]:
                 with files.folder(connection, os.path.dirname(path), self.op) as names_there:
                     if os.path.basename(path) in names_there:
@@ -273,9 +269,9 @@ class Mover:
             if domain.isActive():
                 domain.destroy()
             if defined:
-                domain.undefineFlags(_undefine_flags())
+                domain.undefineFlags(undefine_flags())
         if view.record is not None and view.record.phase == "started":
-            self._sweep(view.record)
+            self.sweep(view.record)
 
     # -- rows 8 and 9 -------------------------------------------------------------------------
 
@@ -339,11 +335,11 @@ class Mover:
                 if mark.autostart:
                     domain.setAutostart(1)
                 self.told.identity["autostart"] = bool(domain.autostart())
-                _write_mark(domain, dataclasses.replace(mark, phase="done", epoch=mark.epoch + 1))
+                write_mark(domain, dataclasses.replace(mark, phase="done", epoch=mark.epoch + 1))
             self.told.identity["metadata"] = True
             self._count_disks(guest, record)
         if record is not None:
-            self._put_away(view, record)
+            self.put_away(view, record)
         self.progress.unsuspend(view.uuid)
 
     def _bring_identity(self, guest: Guest, owned: t.Mapping[str, str], view: View, asleep: bool) -> None:
@@ -358,7 +354,7 @@ class Mover:
         nvram = owned.get("nvram") or ""  # libvirt does not always say it of a guest that is off
         for name, folder, names in (
             ("nvram", os.path.dirname(nvram), [os.path.basename(nvram)] if nvram else []),
-            ("tpm", guest.tpm or "", list(_TPM_STATES) if guest.tpm else []),
+            ("tpm", guest.tpm or "", list(TPM_STATES) if guest.tpm else []),
         ):
             self.told.identity[name] = None
             for file in names:
@@ -426,19 +422,22 @@ class Mover:
             if before is not None and after is not None and after > grown(before):
                 self.told.wrong.append(f"disk {disk.target} grew from {before} to {after} bytes")
 
-    def _put_away(self, view: View, record: Record) -> None:
+    def put_away(self, view: View, record: Record) -> None:
         """Give the source's files their retained names, undefine the guest there, purge what is to be purged."""
         here = self.pair.source
         kept = {path: retained(path, view.op_id) for path in record.pieces.values()}
         record = self.pair.journal.save(dataclasses.replace(record, retained=kept))
         domain = virt.found(lambda: here.connection.lookupByUUIDString(view.uuid))
+        if domain is not None:
+            text, snapshots = _definition(domain)
+            record = self.pair.journal.save(dataclasses.replace(record, definition=text, snapshots=snapshots))
         if domain is not None:  # without a definition the files have their names already, or are no longer this guest's
             for path, name in kept.items():
                 if os.path.exists(path):
                     files.delete(name)
                     os.rename(path, name)
             with virt.saying(f"Cannot undefine {view.name} on {here.name}"):
-                domain.undefineFlags(_undefine_flags())
+                domain.undefineFlags(undefine_flags())
         if self.order.purge and not self.told.wrong:
             for name in kept.values():
                 files.delete(name)
@@ -476,7 +475,7 @@ class Mover:
         """
         unfinished = view.record is not None and view.record.phase == "started"
         if view.record is not None and unfinished:
-            self._sweep(view.record)
+            self.sweep(view.record)
         mark = view.source.mark
         if mark is None or mark.op_id != view.op_id:
             return
@@ -487,11 +486,11 @@ class Mover:
                 domain.destroy()
             if mark.autostart:
                 domain.setAutostart(1)
-            _write_mark(domain, None)
+            write_mark(domain, mark.undone())
         if unfinished:
             self.pair.journal.remove(view.op_id)
 
-    def _sweep(self, record: Record) -> None:
+    def sweep(self, record: Record) -> None:
         """Delete what this move has made at the destination, unless a guest there uses it."""
         there = self.pair.destination
         with virt.saying(f"Cannot remove from {there.name} what an earlier try has left there"):
@@ -510,7 +509,7 @@ class Mover:
                     files.remove(connection, path, self.op)
 
 
-def _write_mark(domain: t.Any, mark: Mark | None) -> None:
+def write_mark(domain: t.Any, mark: Mark | None) -> None:
     """Write our mark, or remove it. Never while a migration runs: it would block until its end.
 
     Only the definition is fenced: what runs travels as it is, and the destination may start it.
@@ -524,6 +523,24 @@ def _write_mark(domain: t.Any, mark: Mark | None) -> None:
         domain.setMetadata(lib.VIR_DOMAIN_METADATA_ELEMENT, text, "phyllome-migration", xml.MIGRATION_NS, flags)
 
 
+def set_mark(root: xml.Element, mark: Mark | None) -> None:
+    """Put our mark into a definition, in place of the one that is there."""
+    xml.drop(root, f"metadata/{{{xml.MIGRATION_NS}}}migration")
+    if mark is not None:
+        made = xml.child(xml.ensure(root, "metadata"), f"{{{xml.MIGRATION_NS}}}migration")
+        for name, value in xml.parse(mark.dump()).attrib.items():
+            made.set(str(name), str(value))
+
+
+def _definition(domain: t.Any) -> tuple[str, tuple[str, ...]]:
+    """What it takes to define a guest again: its XML without our mark, and what libvirt knows of its snapshots."""
+    lib = virt.libvirt
+    root = xml.parse(domain.XMLDesc(lib.VIR_DOMAIN_XML_INACTIVE | lib.VIR_DOMAIN_XML_SECURE))
+    set_mark(root, None)
+    snapshots = domain.listAllSnapshots(lib.VIR_DOMAIN_SNAPSHOT_LIST_TOPOLOGICAL)
+    return xml.dump(root), tuple(one.getXMLDesc(lib.VIR_DOMAIN_SNAPSHOT_XML_SECURE) for one in snapshots)
+
+
 def _unfenced(domain: t.Any) -> str:
     """The definition that the destination gets."""
     lib = virt.libvirt
@@ -535,10 +552,15 @@ def _unfenced(domain: t.Any) -> str:
     return xml.dump(root)
 
 
-def _undefine_flags() -> int:
+def undefine_flags() -> int:
     """Keep what belongs to the guest; a library before 8.9 does not know KEEP_TPM."""
     lib = virt.libvirt
-    return int(lib.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM | getattr(lib, "VIR_DOMAIN_UNDEFINE_KEEP_TPM", 0))
+    return int(
+        lib.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM
+        | lib.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+        | lib.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+        | getattr(lib, "VIR_DOMAIN_UNDEFINE_KEEP_TPM", 0)
+    )
 
 
 def _paths(text: str | None) -> set[str]:

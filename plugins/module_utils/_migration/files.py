@@ -48,7 +48,15 @@ def refresh(pool: t.Any) -> None:
 
 @contextlib.contextmanager
 def folder(connection: t.Any, path: str, op: str) -> t.Iterator[dict[str, t.Any]]:
-    """The files of a folder, as libvirt volumes by name, through a pool that lives as long as we look.
+    """The files of a folder, as libvirt volumes by name; none when there is no such folder."""
+    with contextlib.ExitStack() as stack:
+        pool = stack.enter_context(pool_at(connection, path, op))
+        yield {} if pool is None else {volume.name(): volume for volume in pool.listAllVolumes()}
+
+
+@contextlib.contextmanager
+def pool_at(connection: t.Any, path: str, op: str) -> t.Iterator[t.Any]:
+    """The pool at a folder, or one that lives as long as we look; None when there is no such folder.
 
     So the other host needs nothing but libvirt. libvirt allows one pool for a folder: a pool of
     another guest's move is waited for, one that a killed run has left is removed.
@@ -60,7 +68,7 @@ def folder(connection: t.Any, path: str, op: str) -> t.Iterator[dict[str, t.Any]
         pool = virt.found(lambda: connection.storagePoolLookupByTargetPath(path))
         if pool is not None and not pool.name().startswith(_LOOK):
             refresh(pool)
-            yield {volume.name(): volume for volume in pool.listAllVolumes()}
+            yield pool
             return
         if pool is not None and (pool.name() == name or time.monotonic() > deadline):
             with contextlib.suppress(lib.libvirtError):
@@ -71,15 +79,15 @@ def folder(connection: t.Any, path: str, op: str) -> t.Iterator[dict[str, t.Any]
                 break
             except lib.libvirtError as exc:
                 if exc.get_error_code() == lib.VIR_ERR_SYSTEM_ERROR:  # there is no such folder
-                    yield {}
+                    yield None
                     return
                 if time.monotonic() > deadline:
                     raise
         time.sleep(0.02)
     try:
-        yield {volume.name(): volume for volume in pool.listAllVolumes()}
+        yield pool
     finally:
-        pool.destroy()
+        _close(pool)
 
 
 def create(connection: t.Any, disk: Disk) -> None:
@@ -93,6 +101,36 @@ def create(connection: t.Any, disk: Disk) -> None:
     if disk.format == "qcow2":
         xml.child(target, "compat", "1.1")
     connection.storagePoolLookupByTargetPath(os.path.dirname(disk.path)).createXML(xml.dump(volume))
+
+
+def _close(pool: t.Any) -> None:
+    """Stop a pool of ours; libvirt refuses while it still looks at a volume that was just written."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            pool.destroy()
+            return
+        except virt.libvirt.libvirtError:
+            if time.monotonic() > deadline or not pool.isActive():
+                raise
+        time.sleep(0.02)
+
+
+def staged(path: str, op: str, folder: str | None = None) -> str:
+    """The name that a file has at the destination until the guest is there; it carries the op_id."""
+    return os.path.join(folder or os.path.dirname(path), f".phy-{op}-{os.path.basename(path)}.partial")
+
+
+def reserve(pool: t.Any, name: str, size: int) -> t.Any:
+    """A new, empty volume, whatever is written into it; its mode is its owner's alone."""
+    volume = xml.element("volume")
+    xml.child(volume, "name", name)
+    xml.child(volume, "capacity", str(size), unit="bytes")
+    xml.child(volume, "allocation", "0")
+    target = xml.child(volume, "target")
+    xml.child(target, "format", None, type_="raw")
+    xml.child(xml.child(target, "permissions"), "mode", "0600")
+    return pool.createXML(xml.dump(volume))
 
 
 def remove(connection: t.Any, path: str, op: str) -> None:

@@ -27,9 +27,9 @@ DIRECTORY = "/var/lib/phyllome/migrations"
 LOCKS = "/run/phyllome"
 _OPS = uuids.uuid5(uuids.NAMESPACE_URL, xml.MIGRATION_NS)
 
-Phase = t.Literal["moving", "done"]
+Phase = t.Literal["moving", "copying", "arriving", "done", "returning"]
 Power = t.Literal["running", "paused", "off"]
-_PHASES: dict[str, Phase] = {"moving": "moving", "done": "done"}
+_PHASES: dict[str, Phase] = {phase: phase for phase in t.get_args(Phase)}
 _POWERS: dict[str, Power] = {"running": "running", "paused": "paused", "off": "off"}
 
 
@@ -57,10 +57,13 @@ class Mark:
         source: inventory name.
         destination: inventory name.
         epoch: moves completed before this one; once it is done, this one included.
-        phase: ``moving`` until the destination owns the guest, then ``done``.
+        phase: ``moving`` until the destination owns the guest, then ``done``. In a cold move it is ``copying`` at the
+            source, and ``arriving`` at the destination, which has all of it then and must not start it yet. It is
+            ``returning`` at a destination that the guest is taken back from.
         power: how the guest was before and has to be afterwards.
         autostart: whether the guest started with the source host; at the source it is off meanwhile.
         fenced: the guest must not be started where it bears this mark (the hook of role hypervisor).
+        files: of a guest that arrives or returns: the name that each of its files gets, and the one it has.
     """
 
     op_id: str
@@ -71,12 +74,26 @@ class Mark:
     power: Power
     autostart: bool
     fenced: bool = False
+    files: t.Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def undone(self) -> Mark | None:
+        """What is left of a mark at the source when the move is taken back: how many moves came before it."""
+        return self.returned() if self.epoch else None
+
+    def returned(self) -> Mark:
+        """The mark of a guest that was moved and taken back: as if it had come from there, so no move is under way."""
+        return dataclasses.replace(
+            self, source=self.destination, destination=self.source, phase="done", fenced=False, files={}
+        )
 
     def dump(self) -> str:
         """The element, as virDomainSetMetadata takes it: without its namespace."""
         values = {name: str(value) for name, value in dataclasses.asdict(self).items()}
         for name in ("autostart", "fenced"):
             values[name] = "yes" if getattr(self, name) else "no"
+        values.pop("files")
+        if self.files:
+            values["files"] = json.dumps(dict(self.files), sort_keys=True)
         return xml.dump(xml.element("migration", None, **values)).strip()
 
 
@@ -99,6 +116,7 @@ def parse_mark(text: str | None) -> Mark | None:
             power=_POWERS[values["power"]],
             autostart=values["autostart"] == "yes",
             fenced=values.get("fenced") == "yes",
+            files=dict(json.loads(values.get("files", "{}"))),
         )
     except (KeyError, ValueError) as exc:
         raise PhyllomeError(
@@ -119,11 +137,21 @@ class Record:
         name: the guest's.
         source: inventory name.
         destination: inventory name.
-        phase: ``started``; ``committed`` once the source is known to have given the guest up; ``done``.
+        phase: ``started``; ``committed`` once the source is known to have given the guest up; ``handed`` once a cold
+            move has brought the guest into the power state it shall have; ``done``; ``returned`` when it was taken back.
         pieces: the guest's own files, the same paths on both hosts; before this move the destination had none of them.
         retained: paths at the source, and the names under which they stay behind.
         allocated: bytes that each disk took at the source when the move started, by target.
         started: seconds since the epoch, for people.
+        mode: ``live`` or ``cold``.
+        staged: of a cold move: where each file belongs, and where it lies at the destination until then; of one that
+            was taken back: what stayed there.
+        ran: whether the guest was shut down for the move.
+        digests: of a cold move: of each file, by path.
+        sent: of a cold move: bytes of each file that went over the network, by path.
+        secrets: that the destination did not have before.
+        definition: of the guest at the source, once it was removed there; with its secrets.
+        snapshots: what libvirt knew of its snapshots.
     """
 
     op_id: str
@@ -131,11 +159,19 @@ class Record:
     name: str
     source: str
     destination: str
-    phase: t.Literal["started", "committed", "done"] = "started"
+    phase: t.Literal["started", "committed", "handed", "done", "returned"] = "started"
     pieces: t.Mapping[str, str] = dataclasses.field(default_factory=dict)
     retained: t.Mapping[str, str] = dataclasses.field(default_factory=dict)
     allocated: t.Mapping[str, int] = dataclasses.field(default_factory=dict)
     started: int = 0
+    mode: t.Literal["live", "cold"] = "live"
+    staged: t.Mapping[str, str] = dataclasses.field(default_factory=dict)
+    ran: bool = False
+    digests: t.Mapping[str, str | None] = dataclasses.field(default_factory=dict)
+    sent: t.Mapping[str, int] = dataclasses.field(default_factory=dict)
+    secrets: tuple[str, ...] = ()
+    definition: str = ""
+    snapshots: tuple[str, ...] = ()
 
 
 class Journal:
@@ -158,7 +194,8 @@ class Journal:
         try:
             with open(path, encoding="utf-8") as stream:
                 values = json.load(stream)
-            return Record(**values)
+            lists = {name: tuple(values.get(name, ())) for name in ("secrets", "snapshots")}
+            return Record(**{**values, **lists})
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, KeyError) as exc:
@@ -191,9 +228,42 @@ class Journal:
             raise PhyllomeError(f"The journal {path} cannot be written", str(exc), "Make room, or repair it.") from exc
         return record
 
+    def note(self, op: str, said: t.Mapping[str, t.Any]) -> None:
+        """Add a line to the notes of a move, which say how far its copying is.
+
+        Raises:
+            PhyllomeError: it cannot be written.
+        """
+        path = self._notes(op)
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            with open(descriptor, "w", encoding="utf-8") as stream:
+                stream.write(json.dumps(said) + "\n")
+        except OSError as exc:
+            raise PhyllomeError(f"The journal {path} cannot be written", str(exc), "Make room, or repair it.") from exc
+
+    def notes(self, op: str) -> list[dict[str, t.Any]]:
+        """The whole lines of a move's notes; the last one may have been cut off."""
+        try:
+            with open(self._notes(op), encoding="utf-8") as stream:
+                lines = stream.read().split("\n")
+        except FileNotFoundError:
+            return []
+        found = []
+        for line in lines[:-1]:
+            with contextlib.suppress(ValueError):
+                found.append(json.loads(line))
+        return found
+
+    def forget_notes(self, op: str) -> None:
+        """The next copying begins anew."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._notes(op))
+
     def remove(self, op: str) -> None:
         """Forget a move that has left nothing behind."""
-        if os.path.exists(self._path(op)):
+        self.forget_notes(op)
+        with contextlib.suppress(FileNotFoundError):
             os.unlink(self._path(op))
 
     @contextlib.contextmanager
@@ -227,6 +297,9 @@ class Journal:
     def _lock(self, uuid: str) -> str:
         os.makedirs(LOCKS, mode=0o700, exist_ok=True)
         return os.path.join(LOCKS, f"{uuid}.lock")
+
+    def _notes(self, op: str) -> str:
+        return os.path.join(self._directory, f"{op}.notes")
 
     def _path(self, op: str) -> str:
         return os.path.join(self._directory, f"{op}.json")

@@ -27,10 +27,13 @@ Source = t.Literal[
 ]
 Destination = t.Literal["absent", "running", "paused", "incoming", "off", "stuck", "postcopy"]
 Job = t.Literal["none", "outgoing", "other"]
-Marked = t.Literal["none", "moving", "done", "other"]
-"""Whose move the guest's mark tells of: nobody's, this one (moving or done), or another unfinished one.
+Marked = t.Literal["none", "moving", "copying", "arriving", "done", "returning", "other"]
+"""Whose move the guest's mark tells of: nobody's, this one (moving; of a cold one copying, and arriving once the
+destination has all of it; done; returning while it is taken back), or another unfinished one.
 It is the mark at the destination, or at the source while the destination has no guest."""
-Action = t.Literal["none", "start", "wait", "discard", "finish", "destroy_source", "resume_source", "refuse"]
+Action = t.Literal[
+    "none", "start", "wait", "discard", "hand_over", "finish", "destroy_source", "resume_source", "take_back", "refuse"
+]
 
 SOURCES: tuple[str, ...] = t.get_args(Source)
 DESTINATIONS: tuple[str, ...] = t.get_args(Destination)
@@ -134,6 +137,24 @@ TABLE: tuple[Row, ...] = (
     _row(11, {"crashed"}, {"absent"}, {"none", "moving"}, "the guest crashed at the source; nothing moved", "start"),
     _row(12, {"unreachable"}, _HERE, {"moving"}, "the source is dead; the guest is at the destination", "finish"),
     _row(12, {"unreachable"}, _HERE, {"done"}, "the source is dead; the guest is at the destination", "none"),
+    _row(12, {"unreachable"}, _HERE, {"arriving"}, "the source is dead; the destination has all of the guest", "finish"),
+    _row(14, {"off", "crashed"}, {"absent"}, {"copying"}, "a cold move was interrupted before all was copied", "start"),
+    _row(14, ALIVE, {"absent"}, {"copying"}, "a cold move has begun and the guest is not off yet", "start",
+         job={"none", "other"}),
+    _row(15, {"off", "crashed"}, {"off"}, {"arriving"},
+         "the destination has all of the guest, and was not given it yet", "hand_over"),
+    _row(15, {"absent"} | _OFF, {"off"}, {"arriving"},
+         "the guest was given to the destination, and this was not finished", "finish", committed=True),
+    _row(15, {"absent"} | _OFF, {"running", "paused", "stuck"}, {"arriving"},
+         "the guest was started at the destination before the move was finished", "finish", committed=None),
+    _row(4, ALIVE, {"off"}, {"arriving"},
+         "the guest was started at the source; its copy at the destination never ran", "discard", job={"none", "other"}),
+    _row(5, ALIVE, {"paused", "stuck"}, {"arriving"}, "the guest was started on both hosts", "refuse", job=_ANY,
+         committed=None),
+    _row(5, ALIVE, {"off"}, {"arriving"}, "the source gave the guest up and was started again", "refuse", job=_ANY,
+         committed=True),
+    _row(16, {"absent"} | _OFF | ALIVE, {"off"}, {"returning"}, "the move is being taken back", "take_back",
+         job={"none", "other"}),
     _row(13, ALIVE | _OFF, {"paused", "off", "stuck"}, {"none", "other"},
          "the destination has a guest with this uuid that this move did not bring", "refuse", job=_ANY, committed=None),
     _row(13, ALIVE, {"paused", "off", "stuck"}, {"done"},

@@ -15,8 +15,9 @@ import typing as t
 from .._core import virt
 from .._core.errors import PhyllomeError
 from .._core.plan import Plan
-from . import judge
+from . import judge, undo
 from .apply import Mover, Told
+from .cold import Cold
 from .journal import Busy, Journal
 from .plan import Blocker, blockers, choose_mode, plan, unknown
 from .progress import Progress, closed, opened
@@ -52,6 +53,8 @@ class _Run:
         self._progress = progress
         self._began = time.monotonic()
         self._mover = Mover(pair, progress)
+        self._cold = Cold(self._mover)
+        self._undo = undo.Undo(self._mover, self._cold)
         self._plan = Plan()
         self._blockers: list[Blocker] = []
         self._warnings: list[str] = []
@@ -75,6 +78,45 @@ class _Run:
             raise self._refusal(row)
 
     def go(self, check_mode: bool) -> dict[str, t.Any]:
+        """Bring it about, or say what would be done."""
+        if self._pair.order.state != "migrated":
+            return self._settle(check_mode)
+        return self._move(check_mode)
+
+    def _settle(self, check_mode: bool) -> dict[str, t.Any]:
+        """What comes after a move, or instead of its end."""
+        state, journal = self._pair.order.state, self._pair.journal
+        records = journal.of_guest(self._view.uuid)
+        try:
+            self._plan = undo.plan(state, self._view, self._row, records)
+        except PhyllomeError as exc:
+            raise self._failed(exc, "refused") from exc
+        if check_mode or not len(self._plan):
+            return self._result(changed=bool(len(self._plan)), phase="planned" if len(self._plan) else state)
+        with journal.alone(self._view.uuid):
+            if state != "rolled_back":
+                chosen = [one for one in records if state == "cleaned" or one.op_id == self._view.op_id]
+                self._undo.purge(chosen)
+                self._look()
+                return self._result(changed=True, phase=state)
+            for dummy in range(_ROUNDS):
+                self._look()
+                try:
+                    if not len(undo.plan(state, self._view, self._row, records)):
+                        return self._result(changed=True, phase=state)
+                    self._undo.step(self._view, self._row)
+                except PhyllomeError as exc:
+                    raise self._failed(exc, "moving") from exc
+        raise self._failed(self._stuck(), "moving")
+
+    def _stuck(self) -> PhyllomeError:
+        return PhyllomeError(
+            f"The move of {self._view.name} does not come forward",
+            f"after {_ROUNDS} steps: {self._row.meaning}",
+            "Look at the journal of libvirt on both hosts.",
+        )
+
+    def _move(self, check_mode: bool) -> dict[str, t.Any]:
         if self._row.action == "none":
             return self._result(changed=False, phase="done")
         if check_mode:
@@ -138,31 +180,28 @@ class _Run:
             except PhyllomeError as exc:
                 mover.failure = mover.failure or exc
             if action == "start" and mover.failure is not None:
-                mover.roll_back(view)
+                (self._cold if Cold.has(view) else mover).roll_back(view)
                 raise self._failed(mover.failure, mover.failure.facts.get("phase", "rolled_back"))
             try:
                 with virt.saying(f"The move of {view.name} was interrupted", "Run it again: it goes on from here."):
                     if action == "start":
                         tries += 1
-                        mover.start(view, made_of, self._mode[0] or "live")
+                        (self._cold if self._mode[0] == "cold" else mover).start(view, made_of)
                     elif action == "discard":
-                        mover.discard(view)
+                        (self._cold if Cold.has(view) else mover).discard(view)
                         if tries < _TRIES:
                             mover.failure = None
+                    elif action == "hand_over" or (action == "finish" and Cold.has(view)):
+                        getattr(self._cold, action)(view)
+                    elif action == "take_back":
+                        self._undo.take_back(view)
                     else:
                         getattr(mover, action)(view)
             except PhyllomeError as exc:
                 if action in stumbled:
                     raise self._failed(exc, "moving") from exc
                 stumbled.add(action)  # a daemon may just have been restarted: look again, once
-        raise self._failed(
-            PhyllomeError(
-                f"The move of {self._view.name} does not come forward",
-                f"after {_ROUNDS} steps: {self._row.meaning}",
-                "Look at the journal of libvirt on both hosts.",
-            ),
-            "moving",
-        )
+        raise self._failed(self._stuck(), "moving")
 
     def _judge(self) -> Guest:
         """Plan, and find all that stands against it.
@@ -173,15 +212,17 @@ class _Run:
         pair, view, row = self._pair, self._view, self._row
         starts = row.action in ("start", "discard")
         side = pair.destination if view.source.state in ("absent", "unreachable") else pair.source
-        made_of = guest(side, view.uuid, sizes=starts or row.action in ("wait", "resume_source"))
-        cold = view.source.mark is not None and view.mark == "moving" and view.source.mark.power == "off"
         if row.action not in ("none", "finish", "destroy_source"):
-            self._mode = choose_mode(pair.order, view.source.state, cold and view.source.state == "paused")
+            self._mode = choose_mode(pair.order, view.source.state, Cold.has(view))
+        sizes = starts or row.action in ("wait", "resume_source")
+        made_of = guest(side, view.uuid, sizes=sizes, cold=self._mode[0] == "cold")
         if not len(self._plan):
             self._plan = plan(pair.order, view, row, made_of)
         if starts:
             offered = offer(pair, made_of)
             ours = view.record.pieces.values() if view.record is not None and view.record.phase == "started" else ()
+            if view.record is not None and view.record.mode == "cold":
+                ours = view.record.staged.values()
             self._blockers = blockers(pair.order, view, made_of, offered, self._mode[0] or "live", ours)
             self._warnings = unknown(made_of, offered, view.destination.host)
         if self._blockers:

@@ -14,7 +14,7 @@ import os
 import typing as t
 
 from .._core.plan import Change, Plan
-from .judge import Row
+from .judge import ALIVE, Row
 from .read import View
 from .read_guest import Guest, Offer
 from .read_way import PORTS, Way, shown
@@ -59,12 +59,18 @@ def choose_mode(order: Order, state: str, cold_under_way: bool) -> tuple[str, st
     Args:
         order: what was asked for.
         state: the guest's at the source, see judge.SOURCES.
-        cold_under_way: a cold move was interrupted; it has the guest paused.
+        cold_under_way: a cold move was interrupted.
     """
     if state in ("off", "crashed"):
         return "cold", "the guest is off"
     if cold_under_way:
-        return "cold", "the guest was off when the move began"
+        return "cold", "a cold move has begun"
+    if order.mode == "cold":
+        return "cold", "it was asked for"
+    if order.hostdevs:
+        return "cold", "it gets other devices"
+    if order.power_after == "off":
+        return "cold", "the guest shall be off afterwards"
     reason = "it was asked for" if order.mode == "live" else "the guest has its memory here"
     return "live", reason
 
@@ -94,8 +100,8 @@ def blockers(order: Order, view: View, guest: Guest, offer: Offer, mode: str, ou
         )
     if order.mode == "live" and mode == "cold":
         block("not_running", f"the guest is {view.source.detail}", "Start it, or use mode: auto, which moves it cold.")
-    if order.mode == "cold" and mode == "live":
-        block("running", f"the guest is {view.source.detail}", "Shut it down, or use mode: auto, which moves it live.")
+    if mode == "cold" and view.source.state == "paused":
+        block("paused", "the guest is paused, so it cannot shut down", "Resume it, or move it with mode: live.")
     if view.source.state == "stuck":
         block("stuck", f"the guest is {view.source.detail}", "Repair and resume it, or shut it down.")
     if not view.source.persistent:
@@ -115,6 +121,8 @@ def blockers(order: Order, view: View, guest: Guest, offer: Offer, mode: str, ou
         )
     for code, what, fix in guest.obstacles:
         block(code, what, fix)
+    if mode == "cold":
+        _devices(block, there, order, guest, offer)
     for disk in guest.disks:
         if disk.path in offer.present and disk.path not in ours:
             block(
@@ -122,7 +130,7 @@ def blockers(order: Order, view: View, guest: Guest, offer: Offer, mode: str, ou
                 f"{there} has a file {disk.path} already, and this move did not make it",
                 "Look what it is; rename or delete it.",
             )
-    _storage(block, there, guest, offer)
+    _storage(block, there, guest, offer, resumed=mode == "cold" and bool(ours))
     for path, is_there in offer.media.items():
         if is_there is False:
             block("medium_missing", f"{there} has no {path}", "Copy it there, or eject it.")
@@ -136,7 +144,10 @@ def blockers(order: Order, view: View, guest: Guest, offer: Offer, mode: str, ou
     for name, exists in offer.bridges.items():
         if exists is False:
             block("bridge_missing", f"{there} has no bridge {name}", "Make it there.")
-    if offer.memory is not None and guest.memory > offer.memory:
+    starts = mode == "live" or order.power_after == "running" or (
+        order.power_after == "same" and view.source.state in ALIVE
+    )  # fmt: skip
+    if starts and offer.memory is not None and guest.memory > offer.memory:
         block(
             "memory",
             f"{there} has {shown_size(offer.memory)} of memory available, the guest needs {shown_size(guest.memory)}",
@@ -184,7 +195,7 @@ def _way(block: t.Callable[[str, str, str], None], here: str, there: str, way: W
             f"{there} has QEMU {shown(way.qemu[1])}, {here} has {shown(way.qemu[0])}, and only a newer one is sure to read an older one's state",
             f"Update QEMU on {there}, or shut the guest down and move it cold.",
         )
-    if way.certificates:
+    if mode == "live" and way.certificates:
         block(
             "certificates",
             f"{here} cannot prove who it is to {there} for the guest's data: {way.certificates}",
@@ -198,7 +209,50 @@ def _way(block: t.Callable[[str, str, str], None], here: str, there: str, way: W
         )
 
 
-def _storage(block: t.Callable[[str, str, str], None], there: str, guest: Guest, offer: Offer) -> None:
+_VARIANTS = (
+    "mlx5_vfio_pci",
+    "hisi_acc_vfio_pci",
+    "pds_vfio_pci",
+    "virtio_vfio_pci",
+    "nvgrace_gpu_vfio_pci",
+    "qat_vfio_pci",
+)
+"""VFIO drivers of single kinds of devices (drivers/vfio/pci of Linux)."""
+
+
+def _devices(block: t.Callable[[str, str, str], None], there: str, order: Order, guest: Guest, offer: Offer) -> None:
+    """What the guest has of its host has to be said anew, and be there, free."""
+    for device in guest.devices:
+        new = order.hostdevs.get(device.id, device.now)
+        if device.kind not in ("pci", "usb", "mdev"):
+            block(
+                "hostdevs",
+                f"{device.id} is a device of this host that others have no equal of",
+                "Take it out for the move.",
+            )
+        elif device.kind != "usb" and device.id not in order.hostdevs:
+            block(
+                "hostdevs",
+                f"it has {device.now} of this host ({device.id})",
+                f"Say which one of {there} it gets: hostdevs: {{{device.id}: ADDRESS}}.",
+            )
+        elif offer.devices.get(device.id) is None:
+            block("hostdev_missing", f"{there} has no device {new} for {device.id}", "Plug it in, or name another one.")
+        elif device.kind == "pci" and offer.devices[device.id] not in ("vfio-pci", *_VARIANTS):
+            driver = offer.devices[device.id] or "no driver"
+            block(
+                "hostdev_used",
+                f"{new} of {there} is not bound to VFIO ({driver})",
+                "Bind it to vfio-pci there.",
+            )
+    for name in sorted(set(order.hostdevs) - {device.id for device in guest.devices}):
+        block("hostdevs", f"it has no device {name}, which hostdevs names", "Correct the id.")
+
+
+def _storage(block: t.Callable[[str, str, str], None], there: str, guest: Guest, offer: Offer, resumed: bool) -> None:
+    """Space for every file; an interrupted copy has taken its part of it already."""
+    files = [(layer.path, layer.allocated) for disk in guest.disks for layer in disk.backing]
+    files += [(disk.path, disk.allocated) for disk in guest.disks]
     for folder, pool in offer.pools.items():
         if pool is None:
             block(
@@ -207,8 +261,8 @@ def _storage(block: t.Callable[[str, str, str], None], there: str, guest: Guest,
                 f"Make one there: type dir, path {folder}.",
             )
             continue
-        needed = sum(grown(disk.allocated) for disk in guest.disks if os.path.dirname(disk.path) == folder)
-        if needed > pool.available:
+        needed = sum(grown(allocated) for path, allocated in dict(files).items() if os.path.dirname(path) == folder)
+        if needed > pool.available and not resumed:
             block(
                 "space",
                 f"pool {pool.name} of {there} has {shown_size(pool.available)} of space left, the disks need {shown_size(needed)}",
@@ -235,6 +289,11 @@ def unknown(guest: Guest, offer: Offer, there: str) -> list[str]:
         said.append(
             f"{there} has libvirt {older}, which is older than {newer} here; it may not know all of the guest's definition."
         )
+    if not offer.fence:
+        said.append(
+            "This host does not keep the guest from being started here while it moves: its libvirt lacks the hook "
+            "phyllome-fence, which the role phyllome.virt.hypervisor installs."
+        )
     if guest.cpu is not None and offer.cpu is None and not offer.platform:
         said.append(f"Whether the CPU of {there} can run the guest's could not be checked.")
     return said
@@ -248,6 +307,10 @@ def retained(path: str, op: str) -> str:
 def pieces(guest: Guest) -> dict[str, str]:
     """The guest's own files at the source, by the name they have in a plan."""
     named = {f"disks.{disk.target}": disk.path for disk in guest.disks}
+    for disk in guest.disks:
+        for number, layer in enumerate(disk.backing, 1):
+            if not layer.shared and layer.path not in named.values():
+                named[f"disks.{disk.target}.{number}"] = layer.path
     if guest.nvram:
         named["nvram"] = guest.nvram
     if guest.tpm:
@@ -269,7 +332,7 @@ def plan(order: Order, view: View, row: Row, guest: Guest) -> Plan:
     if row.action == "none":
         return Plan()
     owned: t.Mapping[str, str] = pieces(guest)
-    if row.action == "finish" and view.record is not None and view.record.pieces:
+    if row.action in ("finish", "hand_over") and view.record is not None and view.record.pieces:
         owned = view.record.pieces
     if row.action == "discard":
         changes.append(Change("discard", f"{there}.guest", view.destination.detail, None, why=row.meaning))
@@ -278,20 +341,31 @@ def plan(order: Order, view: View, row: Row, guest: Guest) -> Plan:
     if row.action == "resume_source":
         changes.append(Change("resume_source", f"{here}.guest", view.source.detail, "as it was", why=row.meaning))
     changes.append(Change("move", "host", here, there, why=row.meaning))
-    if row.action != "finish":
-        changes += [
-            Change("copy", f"disks.{disk.target}", f"{here}:{disk.path}", f"{there}:{disk.path}",
-                   why=f"{shown_size(disk.allocated)} of {shown_size(disk.virtual)}, sparse")
-            for disk in guest.disks
-        ]  # fmt: skip
+    if row.action not in ("finish", "hand_over"):
+        for disk in guest.disks:
+            changes += [
+                Change("copy", f"disks.{disk.target}.{number}", f"{here}:{layer.path}", f"{there}:{layer.path}",
+                       why=f"{shown_size(layer.allocated)}, below {disk.target}" + (", and kept here for others" if layer.shared else ""))
+                for number, layer in reversed(list(enumerate(disk.backing, 1)))
+            ]  # fmt: skip
+            changes.append(
+                Change("copy", f"disks.{disk.target}", f"{here}:{disk.path}", f"{there}:{disk.path}",
+                       why=f"{shown_size(disk.allocated)} of {shown_size(disk.virtual)}, sparse")
+            )  # fmt: skip
         changes += [
             Change("copy", name, f"{here}:{path}", f"{there}:{path}")
             for name, path in owned.items()
             if not name.startswith("disks.")
         ]
+    if row.action == "start":
+        changes += [
+            Change("exchange", f"{there}.hostdevs.{device.id}", device.now, order.hostdevs[device.id])
+            for device in guest.devices
+            if device.id in order.hostdevs
+        ]
     if view.source.autostart:
         changes.append(Change("autostart", f"{there}.autostart", False, True))
-    if view.source.persistent or row.action == "finish":
+    if view.source.persistent or row.action in ("finish", "hand_over"):
         changes += [
             Change("put_away", f"{here}.{name}", path, None if order.purge else retained(path, view.op_id))
             for name, path in owned.items()

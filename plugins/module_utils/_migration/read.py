@@ -26,6 +26,7 @@ T = t.TypeVar("T")
 
 LOGS = "/var/log/libvirt/qemu"
 SWTPM = "/var/lib/libvirt/swtpm"
+OURS = "/var/lib/libvirt/phyllome"
 NVRAM = "/var/lib/libvirt/qemu/nvram"
 """Where libvirt will put the variables of a guest that has not told yet (qemuFirmwareEnsureNVRAM)."""
 PATIENCE = 30.0
@@ -56,6 +57,11 @@ class Side:
         if self._connection is None or self._connection.isAlive() != 1:
             self.connect()
         return self._connection
+
+    @property
+    def gone(self) -> bool:
+        """Whether the daemon went away since it was last asked."""
+        return self._connection is not None and self._connection.isAlive() != 1
 
     def connect(self) -> None:
         """Open a new connection.
@@ -192,7 +198,7 @@ class View:
     @property
     def committed(self) -> bool:
         """Whether the source is known to have given the guest up."""
-        return self.record is not None and self.record.phase == "committed"
+        return self.record is not None and self.record.phase in ("committed", "handed")
 
     @property
     def name(self) -> str:

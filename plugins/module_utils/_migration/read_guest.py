@@ -11,14 +11,33 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import re
 import typing as t
 
 from .._core import virt, xml
+from .._core.errors import PhyllomeError
+from .._core.program import run
 from .._guest import migratable, storage
-from .read import NVRAM, SWTPM, Pair, Side
+from . import devices
+from .read import NVRAM, OURS, SWTPM, Pair, Side
 from .read_way import Way, way
+
+
+@dataclasses.dataclass(frozen=True)
+class Backing:
+    """A file below an overlay.
+
+    Attributes:
+        path: of the file, the same on both hosts.
+        allocated: bytes that it takes.
+        shared: another guest of the source needs it too, so it stays there as well.
+    """
+
+    path: str
+    allocated: int
+    shared: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +50,7 @@ class Disk:
         format: ``qcow2`` or ``raw``.
         virtual: bytes that the guest sees.
         allocated: bytes that the file takes.
+        backing: the files below it, nearest first; only looked up for a cold move.
     """
 
     target: str
@@ -38,6 +58,7 @@ class Disk:
     format: str
     virtual: int
     allocated: int
+    backing: tuple[Backing, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +69,8 @@ class Guest:
         pages: sizes of the huge pages that its memory is made of, in KiB; 0 for the host's usual ones.
         last_cpu: the highest CPU of the host that a part of it is pinned to.
         obstacles: code, what and fix of all that keeps it from moving anywhere (``_guest.migratable``).
+        secrets: uuids of the secrets that its disks and its TPM are encrypted with.
+        devices: of this host, that it has.
     """
 
     name: str
@@ -72,24 +95,27 @@ class Guest:
     managed_save: bool = False
     pages: tuple[int, ...] = ()
     last_cpu: int | None = None
+    secrets: tuple[str, ...] = ()
+    devices: tuple[devices.Device, ...] = ()
 
 
-def guest(side: Side, uuid: str, sizes: bool) -> Guest:
+def guest(side: Side, uuid: str, sizes: bool, cold: bool = False) -> Guest:
     """What the guest is made of.
 
     Args:
         side: the host that has it.
         uuid: the guest's.
         sizes: look at its disks, jobs and snapshots too; its files are on this host.
+        cold: it moves while it is off, so its memory does not matter, and chains, snapshots and secrets go with it.
 
     Raises:
         PhyllomeError: libvirt does not say.
     """
     with virt.saying(f"Cannot read the guest {uuid} on {side.name}"):
-        return side.ask(lambda connection: _guest(connection.lookupByUUIDString(uuid), sizes))
+        return side.ask(lambda connection: _guest(connection, connection.lookupByUUIDString(uuid), sizes, cold))
 
 
-def _guest(domain: t.Any, sizes: bool) -> Guest:
+def _guest(connection: t.Any, domain: t.Any, sizes: bool, cold: bool) -> Guest:
     lib = virt.libvirt
     active = bool(domain.isActive())
     flags = lib.VIR_DOMAIN_XML_MIGRATABLE if active else lib.VIR_DOMAIN_XML_INACTIVE
@@ -102,16 +128,18 @@ def _guest(domain: t.Any, sizes: bool) -> Guest:
         virtual = int(domain.blockInfo(disk.target)[0])
         allocated = os.stat(disk.path).st_blocks * 512 if os.path.exists(disk.path) else 0
         disks.append(dataclasses.replace(disk, virtual=virtual, allocated=allocated))
+    chained = {disk.target for disk in disks if storage.based(disk.path)}
+    odd: tuple[tuple[str, str, str], ...] = ()
+    if cold:
+        disks, odd = _with_chains(connection, disks, chained, parsed.uuid)
+        odd += _odd_snapshots(domain, parsed.uuid)
+        for path in ("devices/hostdev", "devices/interface[@type='hostdev']"):
+            xml.drop(root, path)  # it gets others at the destination: plan.blockers looks at them
     return dataclasses.replace(
         parsed,
         disks=tuple(disks),
-        obstacles=obstacles(
-            root,
-            domain.snapshotNum(),
-            len(domain.listAllCheckpoints()),
-            active,
-            {disk.target for disk in disks if storage.based(disk.path)},
-        ),
+        obstacles=odd
+        + obstacles(root, domain.snapshotNum(), len(domain.listAllCheckpoints()), active and not cold, chained),
         block_jobs=tuple(disk.target for disk in disks if active and domain.blockJobInfo(disk.target)),
         managed_save=bool(domain.hasManagedSaveImage()),
     )
@@ -123,6 +151,83 @@ def obstacles(
     """What keeps a guest from moving anywhere; that it may be transient is told by its state. Pure."""
     judged = migratable.judge(root, True, snapshots, checkpoints, running=active, chained=chained)
     return tuple((reason["code"], reason["what"], reason["fix"]) for reason in judged["reasons"])
+
+
+def _layers(path: str) -> list[dict[str, t.Any]]:
+    """What qemu-img says of an image and of those below it.
+
+    Raises:
+        PhyllomeError: one of them cannot be read.
+    """
+    told: list[dict[str, t.Any]] = json.loads(run(["qemu-img", "info", "-U", "--backing-chain", "--output=json", path]))
+    return told
+
+
+def _with_chains(
+    connection: t.Any, disks: list[Disk], chained: t.Container[str], uuid: str
+) -> tuple[list[Disk], tuple[tuple[str, str, str], ...]]:
+    """The disks with what is below them, and what of that cannot be copied."""
+    others: set[str] | None = None
+    found, odd = [], []
+    for disk in disks:
+        if disk.format != "qcow2":
+            found.append(disk)
+            continue
+        try:
+            layers = _layers(disk.path)
+        except PhyllomeError as exc:
+            odd.append(("backing_chain", f"disk {disk.target} cannot be read with all that is below it: {exc.why}",
+                        "Repair the chain: qemu-img info --backing-chain."))  # fmt: skip
+            found.append(disk)
+            continue
+        backing = []
+        for number, layer in enumerate(layers):
+            details = layer.get("format-specific", {}).get("data") or {}
+            path = layer["filename"]
+            if details.get("data-file"):
+                odd.append(
+                    ("disk_kind", f"{path} has its data in {details['data-file']}", "Convert it: qemu-img convert.")
+                )
+            if number == 0:
+                continue
+            if not os.path.isabs(path) or not os.path.isfile(path):
+                odd.append(("backing_chain", f"disk {disk.target} stands on {path}, which is no file of this host",
+                            f"virsh blockpull, or qemu-img rebase, disk {disk.target}."))  # fmt: skip
+                continue
+            if others is None:
+                others = _needed_by_others(connection, uuid)
+            backing.append(Backing(path, os.stat(path).st_blocks * 512, path in others))
+        found.append(dataclasses.replace(disk, backing=tuple(backing)))
+    return found, tuple(odd)
+
+
+def _needed_by_others(connection: t.Any, uuid: str) -> set[str]:
+    """Files that disks of the other guests of this host are or stand on."""
+    needed: set[str] = set()
+    for domain in connection.listAllDomains():
+        text = virt.found(lambda domain=domain: domain.XMLDesc(virt.libvirt.VIR_DOMAIN_XML_INACTIVE))  # type: ignore[misc]
+        if text is None or domain.UUIDString() == uuid:
+            continue
+        for disk in parse_guest(xml.parse(text)).disks:
+            needed.add(disk.path)
+            needed.update(storage.chain(disk.path) if storage.based(disk.path) else ())
+    return needed
+
+
+def _odd_snapshots(domain: t.Any, uuid: str) -> tuple[tuple[str, str, str], ...]:
+    """Snapshots that have something outside of the disks' files, which is not carried over."""
+    folder = os.path.join(OURS, "snapshots", uuid)
+    if os.path.isdir(folder) and os.listdir(folder):
+        fix = "Remove them for the move: vm_snapshot with state: absent."
+        return (("snapshots", "it has snapshots of vm_snapshot, which keep more than is in its disks", fix),)
+    odd = []
+    for snapshot in domain.listAllSnapshots():
+        root = xml.parse(snapshot.getXMLDesc())
+        kinds = {element.get("snapshot") for element in (*root.findall("disks/disk"), *root.findall("memory"))}
+        if "external" in kinds:
+            fix = f"Merge or delete it: virsh snapshot-delete {domain.name()} {snapshot.getName()}."
+            odd.append(("snapshots", f"its snapshot {snapshot.getName()} is not inside of its disks", fix))
+    return tuple(odd)
 
 
 def parse_guest(root: xml.Element) -> Guest:
@@ -183,6 +288,15 @@ def parse_guest(root: xml.Element) -> Guest:
         tpm=tpm_path,
         pages=tuple(int(page.get("size", 0)) for page in root.findall("memoryBacking/hugepages/page")),
         last_cpu=_last_cpu(root),
+        devices=devices.of(root),
+        secrets=tuple(
+            dict.fromkeys(
+                each.get("uuid", "")
+                for path in ("devices/disk//encryption/secret", "devices/disk//auth/secret")
+                for each in root.findall(path)
+                if each.get("uuid")
+            )
+        ),
     )
 
 
@@ -219,6 +333,8 @@ class Offer:
         cpus: how many CPUs it has.
         pages: how many huge pages are free, by their size in KiB.
         way: what lies between the hosts.
+        devices: driver of each device that the guest shall get, by id; None where there is no such device.
+        fence: whether the source has the hook that keeps a guest in a move from being started.
     """
 
     same_host: bool
@@ -234,6 +350,8 @@ class Offer:
     cpus: int
     pages: t.Mapping[int, int]
     way: Way
+    devices: t.Mapping[str, str | None] = dataclasses.field(default_factory=dict)
+    fence: bool = True
 
 
 def offer(pair: Pair, made_of: Guest) -> Offer:
@@ -247,10 +365,10 @@ def offer(pair: Pair, made_of: Guest) -> Offer:
     )
     with virt.saying(f"Cannot ask {pair.destination.name} what it offers"):
         between = way(pair)
-        return pair.destination.ask(lambda connection: _offer(connection, own, made_of, between))
+        return pair.destination.ask(lambda connection: _offer(connection, own, made_of, between, pair.order.hostdevs))
 
 
-def _offer(connection: t.Any, own: tuple[str, str], made_of: Guest, between: Way) -> Offer:
+def _offer(connection: t.Any, own: tuple[str, str], made_of: Guest, between: Way, wanted: t.Mapping[str, str]) -> Offer:
     lib = virt.libvirt
     stats = connection.getMemoryStats(lib.VIR_NODE_MEMORY_STATS_ALL_CELLS)
     folders = sorted({os.path.dirname(disk.path) for disk in made_of.disks})
@@ -290,6 +408,8 @@ def _offer(connection: t.Any, own: tuple[str, str], made_of: Guest, between: Way
         cpus=int(connection.getInfo()[2]),
         pages=_pages(connection, there, made_of),
         way=between,
+        devices=devices.offered(connection, made_of.devices, wanted),
+        fence=os.path.exists(_FENCE),
     )
 
 
@@ -304,6 +424,9 @@ def _pages(connection: t.Any, root: xml.Element, made_of: Guest) -> dict[int, in
 
 def _capabilities(connection: t.Any) -> xml.Element:
     return xml.parse(connection.getCapabilities())
+
+
+_FENCE = "/etc/libvirt/hooks/qemu.d/phyllome-fence"
 
 
 def _pool(connection: t.Any, folder: str) -> t.Any:

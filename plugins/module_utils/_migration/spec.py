@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
+import re
 import typing as t
 import urllib.parse
 import uuid as uuids
@@ -47,6 +48,12 @@ class Order:
         purge: delete the source's disks instead of retaining them.
         source_is_dead: the operator's word that the source will not come back by itself.
         uri: libvirt of the source.
+        verify: how a cold move proves what it copied: ``stream``, ``none`` or ``full``.
+        power_after: ``same``, ``running`` or ``off``.
+        shutdown_timeout: seconds that a running guest gets to shut down for a cold move.
+        destroy: pull the plug when it does not.
+        state: ``migrated``, ``rolled_back``, ``committed`` or ``cleaned``.
+        hostdevs: which device of the destination the guest gets, by the id of the one that it has.
     """
 
     name: str | None
@@ -64,6 +71,12 @@ class Order:
     purge: bool
     source_is_dead: bool
     uri: str
+    verify: str = "stream"
+    power_after: str = "same"
+    shutdown_timeout: int = 120
+    destroy: bool = False
+    state: str = "migrated"
+    hostdevs: t.Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def shown(self) -> str:
@@ -88,6 +101,13 @@ def accept(params: t.Mapping[str, t.Any]) -> Order:
     if "downtime_ms" in asked:
         asked.setdefault("max_downtime_ms", max(asked["downtime_ms"], Policy.max_downtime_ms))
     policy = Policy(**asked)
+    shutdown = {"timeout": 120, "then": "fail", **(params["shutdown"] or {})}
+    if params["mode"] == "live" and params["power_after"] == "off":
+        raise PhyllomeError(
+            "mode: live was asked for together with power_after: off",
+            "a guest that shall be off is shut down before it is copied",
+            "Say mode: cold, or mode: auto.",
+        )
     if params["source_is_dead"] and not (params["source"] and "://" in params["uri"] and _has_host(params["uri"])):
         raise PhyllomeError(
             "source_is_dead: true was said without saying which host is dead",
@@ -97,6 +117,7 @@ def accept(params: t.Mapping[str, t.Any]) -> Order:
     for option, value in (
         ("bandwidth_mib", params["bandwidth_mib"]),
         ("timeout", params["timeout"]),
+        ("shutdown.timeout", shutdown["timeout"]),
         ("convergence.downtime_ms", policy.downtime_ms),
         ("convergence.max_downtime_ms", policy.max_downtime_ms),
     ):
@@ -121,7 +142,27 @@ def accept(params: t.Mapping[str, t.Any]) -> Order:
         purge=params["source_disks"] == "purge",
         source_is_dead=params["source_is_dead"],
         uri=params["uri"],
+        verify=params["verify"],
+        power_after=params["power_after"],
+        shutdown_timeout=shutdown["timeout"],
+        destroy=shutdown["then"] == "destroy",
+        state=params["state"],
+        hostdevs=_hostdevs(params["hostdevs"] or {}),
     )
+
+
+_DEVICE = re.compile(r"[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+def _hostdevs(given: t.Mapping[str, t.Any]) -> dict[str, str]:
+    for name, value in given.items():
+        if not _DEVICE.fullmatch(str(value).lower()):
+            raise PhyllomeError(
+                f"hostdevs.{name}: {value!r} is no device",
+                "a device is named by its PCI address, or a mediated one by its uuid",
+                "Write for instance 0000:01:00.0; USB devices are found by what they are, and need no entry.",
+            )
+    return {str(name): str(value).lower() for name, value in given.items()}
 
 
 def _destination(uri: str) -> tuple[str, str, bool]:

@@ -1,4 +1,3 @@
-#!/usr/bin/python3
 # Copyright: Contributors to the phyllome.virt project
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
@@ -12,6 +11,7 @@ fails (https://libvirt.org/hooks.html). What it goes by is the mark that vm_migr
 - ``phase="arriving"``: the guest has come by a cold move and is not handed over yet. Its files lie beside their
   places, under names that carry the move's op_id; libvirt cannot rename a volume, so they get their names here.
   vm_migrate asks for a start for that, and is refused like everybody else.
+- ``phase="returning"``: a move is taken back, and the files get names that carry the op_id.
 """
 
 from __future__ import annotations
@@ -52,12 +52,13 @@ def place(files: dict[str, str], op_id: str) -> None:
     """Give files that have arrived their names.
 
     Args:
-        files: where each belongs, and where it lies; only what carries the op_id is touched.
+        files: the name that each gets, and the one it has; one of them carries the op_id.
         op_id: of the move.
     """
     for path, staged in sorted(files.items()):
-        if op_id not in os.path.basename(staged) and not re.search(r"\.phyllome-retained-[0-9a-f-]{36}$", staged):
-            raise ValueError(f"{staged} is no file of a move")
+        names = os.path.basename(path), os.path.basename(staged)
+        if not any(name.startswith(f".phy-{op_id}-") or name.endswith(f".phyllome-retained-{op_id}") for name in names):
+            raise ValueError(f"{staged} is no file of this move")
         if not os.path.lexists(staged):
             if not os.path.lexists(path):
                 raise ValueError(f"neither {staged} nor {path} is there")
@@ -90,12 +91,11 @@ def refusal(name: str, operation: str, text: bytes) -> str | None:
     if operation != "prepare":
         return None
     uuid, said = marked(text)
-    if said.get("phase") == "arriving":
+    if said.get("phase") in ("arriving", "returning"):
         place(json.loads(said.get("files", "{}")), said["op_id"])
-        return (
-            f"The guest {name} has arrived from {said['source']} and is not handed over yet; "
-            f"run that move again to finish it. placed {said['op_id']}"
-        )
+        arrives = said["phase"] == "arriving"
+        what = f"has arrived from {said['source']} and is not handed over yet" if arrives else "is being taken back"
+        return f"The guest {name} {what}; run that again to finish it. placed {said['op_id']}"
     for one in (said, *(mark for its, mark in [defined(name)] if its == uuid)):
         if one.get("fenced") == "yes":
             return (

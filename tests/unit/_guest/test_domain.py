@@ -150,7 +150,7 @@ def _in_disk(tag):
         (_device("<disk type='block' device='disk'><target dev='vdz'/></disk>"), "disk_kind"),
         (_in_disk("shareable"), "disk_kind"),
         (_in_disk("transient"), "disk_kind"),
-        (_in_disk("encryption"), "disk_kind"),
+        (_in_disk("encryption"), "encrypted"),
         (lambda root: root.find("devices/disk/driver").set("type", "vmdk"), "disk_kind"),
         (lambda root: xml.ensure(root, "devices/disk/backingStore/source"), "backing_chain"),
         (_device("<tpm model='tpm-crb'><backend type='emulator'><encryption/></backend></tpm>"), "tpm_kind"),
@@ -172,6 +172,13 @@ def test_each_obstacle_to_a_move_has_its_reason(lab, change, code):
 def test_what_only_memory_depends_on_does_not_keep_a_guest_that_is_off(lab):
     change = _device("<shmem name='x'/>")
     assert (judged(lab, change=change), judged(lab, change=change, running=False)) == (["shared_memory"], [])
+
+
+def test_what_is_in_its_files_goes_with_a_guest_that_is_off(lab):
+    change = _in_disk("encryption")
+    told = {"snapshots": 2, "checkpoints": 1, "chained": {"vda"}}
+    assert judged(lab, change=change, **told) == ["snapshots", "checkpoints", "encrypted", "backing_chain"]
+    assert judged(lab, change=change, running=False, **told) == []
 
 
 def test_an_overlay_is_told_although_libvirt_does_not(lab):

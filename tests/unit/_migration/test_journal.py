@@ -25,10 +25,11 @@ marks = st.builds(
     source=st.from_regex(r"\A[a-z][a-z0-9.<&\"' -]{0,20}\Z"),
     destination=st.from_regex(r"\A[a-z][a-z0-9.-]{0,20}\Z"),
     epoch=st.integers(0, 10**6),
-    phase=st.sampled_from(["moving", "done"]),
+    phase=st.sampled_from(["moving", "copying", "arriving", "done"]),
     power=st.sampled_from(["running", "paused", "off"]),
     autostart=st.booleans(),
     fenced=st.booleans(),
+    files=st.dictionaries(st.from_regex(r"\A/[a-z<'\" .]{1,20}\Z"), st.just("/staged")),
 )
 
 
@@ -89,6 +90,12 @@ def test_a_record_is_read_as_it_was_written_and_only_by_root(tmp_path):
     path = tmp_path / "migrations" / "op.json"
     assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
     assert stat.S_IMODE(os.stat(path.parent).st_mode) == 0o700
+    there.note("op", {"path": "/a", "start": 0})
+    there.note("op", {"path": "/a", "start": 64})
+    with open(tmp_path / "migrations" / "op.notes", "a", encoding="utf-8") as stream:
+        stream.write('{"path": "/a", "st')
+    assert [note["start"] for note in there.notes("op")] == [0, 64]
+    assert there.notes("other") == []
     there.remove("op")
     there.remove("op")
     assert there.load("op") is None

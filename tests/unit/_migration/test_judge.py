@@ -77,6 +77,19 @@ def test_rows_name_only_states_that_exist():
         ("crashed", "absent", "none", "moving", False, 11, "start"),
         ("unreachable", "paused", "none", "moving", False, 12, "finish"),
         ("unreachable", "running", "none", "done", False, 12, "none"),
+        ("off", "absent", "none", "copying", False, 14, "start"),
+        ("crashed", "absent", "none", "copying", False, 14, "start"),
+        ("running", "absent", "none", "copying", False, 14, "start"),
+        ("off", "off", "none", "arriving", False, 15, "hand_over"),
+        ("off", "off", "none", "arriving", True, 15, "finish"),
+        ("absent", "off", "none", "arriving", True, 15, "finish"),
+        ("off", "running", "none", "arriving", False, 15, "finish"),
+        ("running", "off", "none", "arriving", False, 4, "discard"),
+        ("running", "off", "none", "arriving", True, 5, "refuse"),
+        ("running", "paused", "none", "arriving", False, 5, "refuse"),
+        ("unreachable", "off", "none", "arriving", False, 12, "finish"),
+        ("absent", "off", "none", "returning", False, 16, "take_back"),
+        ("off", "off", "none", "returning", False, 16, "take_back"),
         ("running", "off", "none", "none", False, 13, "refuse"),
         ("off", "off", "none", "other", False, 13, "refuse"),
     ],
@@ -100,6 +113,10 @@ def test_known_states(source, destination, job, mark, committed, number, action)
         ("running", "absent", "none", "none", True),  # it was given up, and started again
         ("switching", "absent", "none", "none", False),  # somebody else's migration
         ("unreachable", "paused", "none", "none", False),
+        ("off", "absent", "none", "copying", True),  # the copy that the record tells of is gone
+        ("absent", "off", "none", "arriving", False),  # the source went away without giving it up
+        ("absent", "absent", "none", "copying", False),
+        ("absent", "running", "none", "returning", False),
     ],
 )
 def test_unknown_states_are_left_alone(state):
@@ -118,7 +135,7 @@ def test_the_destination_is_discarded_only_while_the_source_lives_and_never_gave
         if action == "discard":
             assert source in {"running", "paused", "stuck"}
             assert destination != "running"
-            assert mark == "moving"
+            assert mark in {"moving", "arriving"}
             assert not committed
 
 
@@ -126,14 +143,17 @@ def test_the_destination_gets_the_guest_only_when_the_source_cannot_run():
     for (source, _destination, _job, mark, _committed), action in actions():
         if action == "finish":
             assert source in {"absent", "off", "migrated", "crashed", "gone", "unreachable"}
-            assert mark in {"moving", "done"}
+            assert mark in {"moving", "arriving", "done"}
 
 
 def test_a_source_that_is_off_is_given_up_only_with_proof():
     """The destination runs, or it was marked as done, or libvirt or the record says that it left."""
     for (source, destination, _job, mark, committed), action in actions():
         if action == "finish" and source in {"off", "crashed"}:
-            assert destination == "running" or mark == "done" or committed
+            ran = destination == "running" or (mark == "arriving" and destination != "off")
+            assert ran or mark == "done" or committed
+        if action == "hand_over":
+            assert (destination, mark, committed) == ("off", "arriving", False) and source in {"off", "crashed"}
 
 
 def test_the_source_is_stopped_only_when_the_destination_runs_our_move():

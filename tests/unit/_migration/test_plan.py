@@ -11,10 +11,17 @@ import typing as t
 import pytest
 
 from ansible_collections.phyllome.virt.plugins.module_utils._migration import judge, plan
+from ansible_collections.phyllome.virt.plugins.module_utils._migration.devices import Device
 from ansible_collections.phyllome.virt.plugins.module_utils._migration.journal import Mark, Record
 from ansible_collections.phyllome.virt.plugins.module_utils._migration.policy import Policy
 from ansible_collections.phyllome.virt.plugins.module_utils._migration.read import Sight, View
-from ansible_collections.phyllome.virt.plugins.module_utils._migration.read_guest import Disk, Guest, Offer, Pool
+from ansible_collections.phyllome.virt.plugins.module_utils._migration.read_guest import (
+    Backing,
+    Disk,
+    Guest,
+    Offer,
+    Pool,
+)
 from ansible_collections.phyllome.virt.plugins.module_utils._migration.read_way import Way
 from ansible_collections.phyllome.virt.plugins.module_utils._migration.spec import Order
 
@@ -95,12 +102,89 @@ def test_nothing_stands_against_a_move_that_fits():
     assert found() == []
 
 
+GPU = Device("gpu", "pci", "0000:01:00.0")
+NEW = {"gpu": "0000:41:00.0"}
+
+
+@pytest.mark.parametrize(
+    ("code", "device", "hostdevs", "driver"),
+    [
+        ("hostdevs", GPU, {}, None),
+        ("hostdev_missing", GPU, NEW, None),
+        ("hostdev_used", GPU, NEW, ""),
+        ("hostdev_used", GPU, NEW, "nouveau"),
+        (None, GPU, NEW, "vfio-pci"),
+        (None, GPU, NEW, "mlx5_vfio_pci"),
+        ("hostdevs", Device("scsi", "other", "scsi"), {}, None),
+        ("hostdev_missing", Device("bt", "usb", "8087:0a2b"), {}, None),
+        (None, Device("bt", "usb", "8087:0a2b"), {}, "usb"),
+    ],
+)
+def test_devices_of_the_host_have_to_be_at_the_destination_and_free(code, device, hostdevs, driver):
+    blockers = found(
+        {"hostdevs": hostdevs}, {"state": "off"}, {"devices": (device,)}, {"devices": {device.id: driver}}, mode="cold"
+    )
+    assert [blocker.code for blocker in blockers] == ([code] if code else [])
+
+
+def test_a_device_that_the_guest_has_not_is_no_device_to_exchange():
+    (blocker,) = found({"hostdevs": NEW}, {"state": "off"}, mode="cold")
+    assert "it has no device gpu" in blocker.what
+
+
+def test_a_guest_that_stays_off_needs_no_memory_and_no_certificates_for_it():
+    lacking = {"memory": 0, "way": dataclasses.replace(WAY, certificates="there are none")}
+    assert found(view={"state": "off"}, offer=lacking, mode="cold") == []
+    codes = [one.code for one in found({"power_after": "running"}, {"state": "off"}, offer=lacking, mode="cold")]
+    assert codes == ["memory"]
+
+
+def test_files_below_a_disk_need_space_as_well_and_are_copied_first():
+    below = (
+        Backing("/var/lib/libvirt/images/one", 60 * MIB, False),
+        Backing("/var/lib/libvirt/images/two", 70 * MIB, True),
+    )
+    disk = dataclasses.replace(GUEST.disks[0], backing=below)
+    (blocker,) = found(view={"state": "off"}, guest={"disks": (disk,)}, mode="cold")
+    assert blocker.code == "space"
+    guest = dataclasses.replace(GUEST, disks=(disk,), nvram=None, tpm=None)
+    row = judge.classify("off", "absent", "none", "none", False)
+    assert row is not None
+    todo = plan.plan(ORDER, VIEW, row, guest)
+    copies = [(change.path, change.why) for change in todo if change.action == "copy"]
+    assert [path for path, dummy in copies] == ["disks.vda.2", "disks.vda.1", "disks.vda"]
+    assert "kept here for others" in copies[0][1]
+    put_away = [change.path for change in todo if change.action == "put_away"]
+    assert put_away == ["alpha.disks.vda", "alpha.disks.vda.1"]
+
+
+def test_a_source_that_starts_its_guests_without_asking_is_named():
+    assert plan.unknown(GUEST, OFFER, "beta") == []
+    (said,) = plan.unknown(GUEST, dataclasses.replace(OFFER, fence=False), "beta")
+    assert "phyllome-fence" in said
+
+
+@pytest.mark.parametrize(
+    ("order", "state", "under_way", "mode"),
+    [
+        ({}, "running", False, "live"),
+        ({}, "off", False, "cold"),
+        ({"mode": "cold"}, "running", False, "cold"),
+        ({"power_after": "off"}, "running", False, "cold"),
+        ({"hostdevs": NEW}, "running", False, "cold"),
+        ({}, "running", True, "cold"),
+    ],
+)
+def test_the_mode_that_fits(order, state, under_way, mode):
+    assert plan.choose_mode(dataclasses.replace(ORDER, **order), state, under_way)[0] == mode
+
+
 @pytest.mark.parametrize(
     ("code", "arguments"),
     [
         ("same_host", {"offer": {"same_host": True}}),
         ("not_running", {"order": {"mode": "live"}, "mode": "cold"}),
-        ("running", {"order": {"mode": "cold"}}),
+        ("paused", {"view": {"state": "paused", "detail": "paused (user)"}, "mode": "cold"}),
         ("stuck", {"view": {"state": "stuck", "detail": "paused (I/O error)"}}),
         ("transient", {"view": {"persistent": False}}),
         ("job_active", {"view": {"job": "other"}}),

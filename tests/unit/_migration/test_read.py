@@ -109,7 +109,13 @@ def test_what_phyllome_vm_calls_not_migratable_is_refused():
         "shared_memory",
         "snapshots",
     ]
-    assert [code for code, *dummy in read_guest.obstacles(root, 0, 1, False)] == ["hostdevs", "checkpoints"]
+    assert [code for code, *dummy in read_guest.obstacles(root, 0, 1, True)] == [
+        "hostdevs",
+        "shared_memory",
+        "checkpoints",
+    ]
+    # what is in the files of a guest that is off goes with them
+    assert [code for code, *dummy in read_guest.obstacles(root, 2, 1, False)] == ["hostdevs"]
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,10 @@ def params(**values):
         "timeout": 0,
         "source_disks": "retain",
         "source_is_dead": False,
+        "verify": "stream",
+        "power_after": "same",
+        "shutdown": None,
+        "hostdevs": None,
         "uri": "qemu:///system",
     }
     return {**given, **values}
@@ -37,6 +41,7 @@ def test_what_is_not_said():
     assert order.host == "10.78.0.2"
     assert order.destination == "beta"
     assert order.shown == "web"
+    assert (order.verify, order.power_after, order.shutdown_timeout, order.destroy) == ("stream", "same", 120, False)
     assert (order.policy, order.purge) == (Policy(300, 2000, False, "suspend"), False)
 
 
@@ -78,11 +83,19 @@ def test_everything():
             migrate_address="fd00:0:0::2",
             convergence={"downtime_ms": 500, "max_downtime_ms": None, "auto_converge": True, "on_stall": "abort"},
             source_disks="purge",
+            hostdevs={"gpu": "0000:41:00.0", "vgpu": "11111111-1111-4111-8111-11111111111A"},
+            shutdown={"timeout": 5, "then": "destroy"},
+            power_after="running",
+            verify="full",
+            state="rolled_back",
         )
     )
     assert order.uuid == "11111111-1111-4111-8111-111111111111"
     assert order.migrate_address == "fd00::2"
     assert (order.policy, order.purge) == (Policy(500, 2000, True, "abort"), True)
+    assert order.hostdevs == {"gpu": "0000:41:00.0", "vgpu": "11111111-1111-4111-8111-11111111111a"}
+    assert (order.shutdown_timeout, order.destroy, order.power_after) == (5, True, "running")
+    assert (order.verify, order.state) == ("full", "rolled_back")
 
 
 def test_the_most_downtime_is_never_less_than_what_was_asked_for():
@@ -127,6 +140,9 @@ def test_the_most_downtime_is_never_less_than_what_was_asked_for():
         ({"timeout": -1}, "timeout: -1 is too small"),
         ({"convergence": {"downtime_ms": 0}}, "convergence.downtime_ms: 0 is too small"),
         ({"convergence": {"max_downtime_ms": 299}}, "convergence.max_downtime_ms: 299 is too small.*at least 300"),
+        ({"mode": "live", "power_after": "off"}, "mode: live was asked for together with power_after: off"),
+        ({"shutdown": {"timeout": -1, "then": "fail"}}, "shutdown.timeout: -1 is too small"),
+        ({"hostdevs": {"gpu": "01:00.0"}}, "hostdevs.gpu: '01:00.0' is no device"),
         ({"source_is_dead": True}, "source_is_dead: true was said without"),
         ({"source_is_dead": True, "source": "alpha"}, "source_is_dead: true was said without"),
         (

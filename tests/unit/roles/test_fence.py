@@ -77,6 +77,15 @@ def test_files_of_a_guest_that_arrives_get_their_names_and_it_is_not_started(fen
         assert path.read_text() == "disk" and not staged.exists()
 
 
+def test_files_of_a_guest_that_is_taken_back_get_names_with_the_op_id(fence, tmp_path):
+    path = tmp_path / "web.qcow2"
+    kept = tmp_path / f"web.qcow2.phyllome-retained-{OP}"
+    path.write_text("disk")
+    mark = domain(phase="returning", files=json.dumps({str(kept): str(path)}).replace("'", "&apos;"))
+    assert "is being taken back" in fence.refusal("web", "prepare", mark)
+    assert kept.read_text() == "disk" and not path.exists()
+
+
 def test_nothing_is_overwritten(fence, tmp_path):
     path, staged = tmp_path / "web.qcow2", tmp_path / f".phy-{OP}-web.qcow2.partial"
     staged.write_text("disk")
@@ -88,7 +97,7 @@ def test_nothing_is_overwritten(fence, tmp_path):
 
 def test_only_what_carries_the_op_id_is_touched(fence, tmp_path):
     (tmp_path / "other.qcow2").write_text("somebody's")
-    with pytest.raises(ValueError, match="no file of a move"):
+    with pytest.raises(ValueError, match="no file of this move"):
         fence.refusal("web", "prepare", arriving({str(tmp_path / "a"): str(tmp_path / "other.qcow2")}))
     assert (tmp_path / "other.qcow2").exists()
 

@@ -1,0 +1,551 @@
+# Copyright: Contributors to the phyllome.virt project
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""A guest that is off moves: fence it, copy its files as they are, prove them, define it, hand it over, clean up.
+
+At no moment can it be started on both hosts: the source is fenced before the first byte is read, and the destination
+is until the journal of the source says that it gave the guest up. Each step may be cut off anywhere and done again.
+Which one is due is never decided here: judge.TABLE does, from what both hosts say.
+
+PRIVATE to the collection: no promise of stability for users outside of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import time
+import typing as t
+
+from .._core import virt, xml
+from .._core.errors import PhyllomeError
+from . import devices, files, stream
+from .apply import TPM_STATES, Mover, set_mark, undefine_flags, write_mark
+from .journal import Mark, Power, Record
+from .judge import ALIVE
+from .plan import grown, pieces
+from .read import NVRAM, SWTPM, View
+from .read_guest import Guest
+from .read_guest import guest as read_guest
+from .transfer import ms, too_slow
+
+_POLL = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """A file that is carried over.
+
+    Attributes:
+        name: in a plan, for instance ``disks.vda`` or ``disks.vda.1`` for what is below it.
+        path: the same on both hosts.
+        staged: where it lies at the destination until the guest is there.
+        size: bytes, holes included.
+        changed: when it last was, in nanoseconds.
+        allocated: bytes that it takes.
+    """
+
+    name: str
+    path: str
+    staged: str
+    size: int
+    changed: int
+    allocated: int
+
+    @property
+    def stamp(self) -> list[int]:
+        """What tells that it is still the same."""
+        return [self.size, self.changed]
+
+    @property
+    def identity(self) -> bool:
+        """Whether it is no disk."""
+        return not self.name.startswith("disks.")
+
+
+class Cold:
+    """The steps of a cold move.
+
+    Args:
+        mover: the steps that all moves have, and what they have seen.
+    """
+
+    def __init__(self, mover: Mover) -> None:
+        self.mover, self.pair, self.order, self.told = mover, mover.pair, mover.order, mover.told
+        self._stumbled = False
+
+    @staticmethod
+    def has(view: View) -> bool:
+        """Whether the move that is under way is a cold one."""
+        mark = view.source.mark or view.destination.mark
+        if mark is not None and mark.op_id == view.op_id and mark.phase in ("copying", "arriving"):
+            return True
+        record = view.record
+        return record is not None and record.mode == "cold" and record.phase in ("started", "committed", "handed")
+
+    # -- rows 1 and 14 ------------------------------------------------------------------------
+
+    def start(self, view: View, guest: Guest) -> None:
+        """Fence the guest, shut it down, copy it, and define it at the destination, which may not start it yet.
+
+        What goes wrong is kept in the mover's ``failure``; when only the destination went away for a
+        moment, a second try goes on from where it was.
+        """
+        began = time.monotonic()
+        self.told.mode = "cold"
+        domain = self.pair.source.connection.lookupByUUIDString(view.uuid)
+        mark, record = self._open(view)
+        with virt.saying(f"Cannot prepare the guest {view.name} on {view.source.host}"):
+            if mark != view.source.mark:
+                write_mark(domain, mark)
+            if domain.autostart():
+                domain.setAutostart(0)
+        try:
+            if domain.isActive():
+                self.mover.progress.say("shutting down")
+                self._shut_down(domain)
+                guest = read_guest(self.pair.source, view.uuid, sizes=True, cold=True)
+            self.told.stats["setup_ms"] = ms(time.monotonic() - began)
+            with virt.saying(f"Cannot copy {view.name} to {view.destination.host}"):
+                self._carry(view, domain, guest, mark, record)
+        except PhyllomeError as exc:
+            gone = self.pair.destination.gone
+            if self._stumbled or not gone:
+                self.mover.failure = exc
+            self._stumbled = True
+
+    def _open(self, view: View) -> tuple[Mark, Record]:
+        """The mark and the record of this move, new or as an earlier run has left them."""
+        own = view.source.mark
+        if own is not None and (own.op_id != view.op_id or own.phase not in ("moving", "copying")):
+            own = None
+        awake = view.source.state in ALIVE
+        before: Power = "running" if awake else own.power if own else "off"
+        record = view.record
+        if record is not None and (record.mode != "cold" or record.phase != "started"):
+            if record.phase == "started":
+                self.mover.sweep(record)
+            record = None
+        if record is None:
+            record = Record(
+                op_id=view.op_id,
+                uuid=view.uuid,
+                name=view.name,
+                source=view.source.host,
+                destination=view.destination.host,
+                started=int(time.time()),
+                mode="cold",
+                ran=before != "off",
+            )
+        elif awake:
+            record = dataclasses.replace(record, ran=True)
+        mark = Mark(
+            op_id=view.op_id,
+            source=view.source.host,
+            destination=view.destination.host,
+            epoch=view.epoch,
+            phase="copying",
+            power=t.cast("Power", before if self.order.power_after == "same" else self.order.power_after),
+            autostart=own.autostart if own else view.source.autostart,
+            fenced=True,
+        )
+        return mark, self.pair.journal.save(record)
+
+    def _shut_down(self, domain: t.Any) -> None:
+        """Ask the guest's agent, then press its power button; never more, unless that was said."""
+        lib = virt.libvirt
+        timeout = self.order.shutdown_timeout
+        with virt.saying(f"Cannot shut {domain.name()} down"):
+            for way in (lib.VIR_DOMAIN_SHUTDOWN_GUEST_AGENT, lib.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN):
+                with contextlib.suppress(lib.libvirtError):  # it may have no agent, or have stopped meanwhile
+                    domain.shutdownFlags(way)
+                deadline = time.monotonic() + timeout / 2
+                while domain.isActive() and time.monotonic() < deadline:
+                    time.sleep(_POLL)
+            if domain.isActive() and self.order.destroy:
+                domain.destroy()
+            if domain.isActive():
+                raise PhyllomeError(
+                    f"The guest {domain.name()} did not shut down within {timeout} s",
+                    "it was asked by its agent and its power button, as far as it has them",
+                    "Shut it down yourself, raise shutdown.timeout, or say shutdown.then: destroy to pull the plug.",
+                )
+
+    # -- copying ------------------------------------------------------------------------------
+
+    def _carry(self, view: View, domain: t.Any, guest: Guest, mark: Mark, record: Record) -> None:
+        items = list(_items(guest, view.op_id))
+        owned = pieces(guest)
+        self._refuse_strangers(items)
+        record = self.pair.journal.save(
+            dataclasses.replace(
+                record,
+                pieces=owned,
+                staged={item.path: item.staged for item in items},
+                allocated={item.path: item.allocated for item in items},
+            )
+        )
+        began = time.monotonic()
+        pace = stream.Pace(self.order.bandwidth_mib * 1024**2, self.order.timeout)
+        digests: dict[str, str | None] = {}
+        sent: dict[str, int] = {}
+        for item in items:
+            try:
+                digests[item.path], sent[item.path] = self._copy(item, record, pace)
+            except TimeoutError:
+                raise too_slow(view.name, self.order.timeout, "the copying was stopped") from None
+            except OSError as exc:
+                raise PhyllomeError(f"Cannot read {item.path}", str(exc), "Repair it and run again.") from exc
+        self.told.stats["migrate_ms"] = ms(time.monotonic() - began)
+        record = self.pair.journal.save(dataclasses.replace(record, digests=digests, sent=sent))
+        self._take_secrets(guest, record)
+        self._define(domain, mark, record)
+
+    def _refuse_strangers(self, items: t.Sequence[Item]) -> None:
+        """Nothing at the destination is overwritten."""
+        connection = self.pair.destination.connection
+        found = []
+        for folder in sorted({os.path.dirname(item.path) for item in items}):
+            with files.folder(connection, folder, self.mover.op) as names:
+                found += [item.path for item in items
+                          if os.path.dirname(item.path) == folder and os.path.basename(item.path) in names]  # fmt: skip
+        if found:
+            raise PhyllomeError(
+                f"{self.pair.destination.name} has {', '.join(found)} already",
+                "this move did not make it, and moving the guest would overwrite it",
+                "Look what it is; rename or delete it.",
+            )
+
+    def _copy(self, item: Item, record: Record, pace: stream.Pace) -> tuple[str | None, int]:
+        """Send a file, or what of it is not there yet, and prove it; its digest, and how many bytes went."""
+        connection, op, journal = self.pair.destination.connection, record.op_id, self.pair.journal
+        done: list[dict[str, t.Any]] = []
+        for note in journal.notes(op):
+            if note["path"] == item.path:
+                if note.get("anew") or note.get("stamp") != item.stamp:
+                    done = []
+                if "start" in note and note["stamp"] == item.stamp and note["start"] == len(done) * stream.SEGMENT:
+                    done.append(note)
+        folder, name = os.path.split(item.staged)
+        with files.pool_at(connection, folder, op) as pool:
+            if pool is None:
+                raise PhyllomeError(
+                    f"{self.pair.destination.name} has no folder {folder}", "the guest's files belong there", "Make it."
+                )
+            volume = virt.found(lambda: pool.storageVolLookupByName(name))
+            if volume is None or not done:
+                journal.note(op, {"path": item.path, "anew": True})
+                done = []
+                if volume is not None:
+                    volume.delete()
+                volume = files.reserve(pool, name, item.size)
+
+            def note_sent(one: stream.Sent) -> None:
+                said = {"path": item.path, "start": one.start, "digest": one.digest, "size": one.size}
+                done.append({**said, "stamp": item.stamp})
+                journal.note(op, done[-1])
+                self.mover.progress.say("copying disks", **pace.figures(sum(record.allocated.values())))
+
+            sums = self.order.verify != "none" or item.identity
+            begin = len(done) * stream.SEGMENT
+            if begin < item.size:
+                stream.send(connection, volume, item.path, begin, pace, note_sent, sums)
+            status = os.stat(item.path)
+            if [status.st_size, status.st_mtime_ns] != item.stamp:
+                raise PhyllomeError(
+                    f"{item.path} changed while it was copied",
+                    "somebody writes to it although the guest is off",
+                    "Find out who does, then run again.",
+                )
+            self._prove(item, connection, volume, done)
+        digest = stream.root(item.size, ((one["start"], one["digest"]) for one in done)) if sums else None
+        return digest, sum(one["size"] for one in done)
+
+    def _prove(self, item: Item, connection: t.Any, volume: t.Any, done: t.Sequence[t.Mapping[str, t.Any]]) -> None:
+        """Compare what the destination has with what was read here.
+
+        Raises:
+            PhyllomeError: it differs.
+        """
+        lib, there = virt.libvirt, self.pair.destination.name
+        length = volume.infoFlags(lib.VIR_STORAGE_VOL_GET_PHYSICAL)[2]
+        allocated = volume.info()[2]
+        if length != item.size:
+            raise PhyllomeError(
+                f"The copy of {item.path} on {there} is not whole", f"{length} bytes of {item.size}", "Run again."
+            )
+        if allocated > grown(item.allocated):
+            raise PhyllomeError(
+                f"The copy of {item.path} on {there} is not sparse",
+                f"it takes {allocated} bytes, {item.allocated} here",
+                "The file system there has to know holes.",
+            )
+        if self.order.verify != "full" and not item.identity:
+            return
+        for one, (start, digest) in zip(done, stream.read_back(connection, volume, item.size)):
+            if one["digest"] != digest:
+                raise PhyllomeError(
+                    f"The copy of {item.path} on {there} differs",
+                    f"in the {stream.SEGMENT >> 20} MiB from byte {start}",
+                    "Look at the disks and the memory of both hosts.",
+                )
+
+    # -- the definition -----------------------------------------------------------------------
+
+    def _take_secrets(self, guest: Guest, record: Record) -> None:
+        """Bring what the disks are encrypted with.
+
+        Raises:
+            PhyllomeError: libvirt does not give it away, or the destination has another one of that uuid.
+        """
+        here, there = self.pair.source.connection, self.pair.destination.connection
+        lib = virt.libvirt
+        for uuid in guest.secrets:
+            try:
+                found = here.secretLookupByUUIDString(uuid)
+                value = found.value()
+            except lib.libvirtError as exc:
+                raise PhyllomeError(
+                    f"The secret {uuid} of {guest.name} cannot be brought to {self.pair.destination.name}",
+                    exc.get_error_message(),
+                    "It needs a value, and must not be private: virsh secret-dumpxml, virsh secret-set-value.",
+                ) from exc
+            known = virt.found(lambda uuid=uuid: there.secretLookupByUUIDString(uuid), lib.VIR_ERR_NO_SECRET)  # type: ignore[misc]
+            if known is not None and uuid not in record.secrets:
+                theirs = virt.found(known.value, lib.VIR_ERR_NO_SECRET)
+                if theirs not in (None, value):
+                    raise PhyllomeError(
+                        f"{self.pair.destination.name} has another secret {uuid}",
+                        "its value differs",
+                        "Remove it there.",
+                    )
+            elif known is None:
+                record = self.pair.journal.save(dataclasses.replace(record, secrets=(*record.secrets, uuid)))
+                known = there.secretDefineXML(found.XMLDesc())
+            known.setValue(value)
+
+    def _define(self, domain: t.Any, mark: Mark, record: Record) -> None:
+        """Define the guest at the destination, which may not start it yet, with what libvirt knows of its snapshots."""
+        lib = virt.libvirt
+        root = xml.parse(
+            domain.XMLDesc(lib.VIR_DOMAIN_XML_INACTIVE | lib.VIR_DOMAIN_XML_SECURE | lib.VIR_DOMAIN_XML_MIGRATABLE)
+        )
+        arriving = dataclasses.replace(mark, phase="arriving", files=record.staged)
+        set_mark(root, arriving)
+        devices.exchange(root, self.order.hostdevs)
+        copy = self.pair.destination.connection.defineXML(xml.dump(root))
+        for snapshot in domain.listAllSnapshots(lib.VIR_DOMAIN_SNAPSHOT_LIST_TOPOLOGICAL):
+            flags = lib.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE
+            if snapshot.isCurrent():
+                flags |= lib.VIR_DOMAIN_SNAPSHOT_CREATE_CURRENT
+            copy.snapshotCreateXML(snapshot.getXMLDesc(lib.VIR_DOMAIN_SNAPSHOT_XML_SECURE), flags)
+        for checkpoint in domain.listAllCheckpoints(lib.VIR_DOMAIN_CHECKPOINT_LIST_TOPOLOGICAL):
+            copy.checkpointCreateXML(
+                checkpoint.getXMLDesc(lib.VIR_DOMAIN_CHECKPOINT_XML_SECURE), lib.VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE
+            )
+
+    # -- row 15 -------------------------------------------------------------------------------
+
+    def hand_over(self, view: View) -> None:
+        """Give the files at the destination their names, and remember that the source has given the guest up.
+
+        Raises:
+            PhyllomeError: not all is in its place; nothing was given up then.
+        """
+        there = view.destination
+        if self._incomplete(view):
+            self.discard(view)
+            return
+        place(self.pair.destination.connection.lookupByUUIDString(view.uuid), view.op_id, there.host)
+        self.mover.commit(view, sync=True)
+
+    def _incomplete(self, view: View) -> bool:
+        """Whether a run was cut off between the definition and its snapshots."""
+        here = self.pair.source.connection.lookupByUUIDString(view.uuid)
+        copy = self.pair.destination.connection.lookupByUUIDString(view.uuid)
+        return bool(
+            here.snapshotNum() != copy.snapshotNum() or len(here.listAllCheckpoints()) != len(copy.listAllCheckpoints())
+        )
+
+    def finish(self, view: View) -> None:
+        """Let the destination have the guest, start it if it shall run, and clean up the source.
+
+        Raises:
+            PhyllomeError: libvirt refuses; the next run goes on here.
+        """
+        self.mover.progress.say("finishing")
+        there = self.pair.destination
+        dead = view.source.state == "unreachable"
+        self.told.mode = "cold"
+        mark = view.destination.mark
+        with virt.saying(f"Cannot finish the move of {view.name} on {there.name}"):
+            domain = there.connection.lookupByUUIDString(view.uuid)
+            if mark is not None and mark.phase == "arriving":
+                if view.destination.state == "off":
+                    place(domain, view.op_id, there.name)
+                if mark.autostart:
+                    domain.setAutostart(1)
+                write_mark(
+                    domain, dataclasses.replace(mark, phase="done", epoch=mark.epoch + 1, fenced=False, files={})
+                )
+            record = None if dead else self.pair.journal.load(view.op_id)
+            if record is not None and record.phase == "started":
+                record = self.mover.commit(view, sync=True)
+        arriving = mark is not None and mark.phase == "arriving"
+        if mark is not None and (arriving if record is None else record.phase == "committed"):
+            if mark.power != "off" and not domain.isActive():
+                with virt.saying(
+                    f"The guest {view.name} is on {there.name}, complete, and cannot be started there",
+                    "Remove the cause and run again; or take it back with state: rolled_back.",
+                ):
+                    self._start(domain, mark.power)
+            if record is not None:
+                record = self.pair.journal.save(dataclasses.replace(record, phase="handed"))
+        with virt.saying(f"Cannot finish the move of {view.name} on {there.name}"):
+            self.told.identity["autostart"] = bool(domain.autostart())
+            self.told.identity["metadata"] = True
+            if record is not None:
+                self._report(record)
+        if record is not None:
+            self.mover.put_away(view, record)
+
+    def _start(self, domain: t.Any, power: str) -> None:
+        domain.createWithFlags(virt.libvirt.VIR_DOMAIN_START_PAUSED if power == "paused" else 0)
+
+    def _report(self, record: Record) -> None:
+        """What arrived, for the result."""
+        connection = self.pair.destination.connection
+        targets = {path: name for name, path in record.pieces.items()}
+        self.told.disks.clear()
+        for path, before in record.allocated.items():
+            digest, name = record.digests.get(path), targets.get(path, "")
+            if path.startswith(f"{SWTPM}/") or name == "nvram":
+                kind = "nvram" if name == "nvram" else "tpm"
+                self.told.identity[kind] = {"file": path, "source": digest, "destination": digest, "same": True}
+                continue
+            volume = virt.found(lambda path=path: connection.storageVolLookupByPath(path))  # type: ignore[misc]
+            dummy, virtual, after = volume.info() if volume is not None else (None, None, None)
+            self.told.disks.append(
+                {
+                    "target": name.split(".")[1] if name else None,
+                    "path": path,
+                    "virtual": virtual,
+                    "allocated_before": before,
+                    "allocated_after": after,
+                    "bytes_sent": record.sent.get(path),
+                    "digest": digest,
+                    "verified": self.order.verify if digest else "none",
+                }
+            )
+
+    # -- back ---------------------------------------------------------------------------------
+
+    def discard(self, view: View) -> None:
+        """Remove what is at the destination, which never ran: only what carries the op_id, or is of its guest.
+
+        Raises:
+            PhyllomeError: libvirt refuses.
+        """
+        there = self.pair.destination
+        with virt.saying(f"Cannot remove the copy of {view.name} from {there.name}"):
+            connection = there.connection
+            mark = view.destination.mark
+            domain = virt.found(lambda: connection.lookupByUUIDString(view.uuid))
+            if domain is not None and mark is not None and mark.op_id == view.op_id and mark.phase == "arriving":
+                for path, staged in mark.files.items():
+                    self._remove_copy(connection, path, staged)
+                domain.undefineFlags(undefine_flags())
+            elif domain is None and view.record is not None:
+                for staged in view.record.staged.values():
+                    files.remove(connection, staged, view.op_id)
+            for uuid in view.record.secrets if view.record is not None else ():
+                _forget_secret(connection, uuid)
+        if view.record is not None:
+            self.pair.journal.forget_notes(view.op_id)
+
+    def _remove_copy(self, connection: t.Any, path: str, staged: str) -> None:
+        """Remove a file that lies where it was staged, or else where it was placed."""
+        folder, name = os.path.split(staged)
+        with files.folder(connection, folder, self.mover.op) as volumes:
+            if name in volumes:
+                volumes[name].delete()
+                return
+        files.remove(connection, path, self.mover.op)
+
+    def roll_back(self, view: View) -> None:
+        """Leave both hosts as they were before a move that did not come about.
+
+        Raises:
+            PhyllomeError: not everything could be undone; the journal keeps the rest for the next run.
+        """
+        self.discard(view)
+        mark = view.source.mark
+        if mark is None or mark.op_id != view.op_id:
+            return
+        with virt.saying(f"Cannot restore {view.name} on {view.source.host}"):
+            domain = self.pair.source.connection.lookupByUUIDString(view.uuid)
+            if mark.autostart:
+                domain.setAutostart(1)
+            write_mark(domain, mark.undone())
+            if view.record is not None and view.record.ran and not domain.isActive():
+                domain.create()
+        self.pair.journal.remove(view.op_id)
+
+
+def _forget_secret(connection: t.Any, uuid: str) -> None:
+    missing = virt.libvirt.VIR_ERR_NO_SECRET
+    secret = virt.found(lambda: connection.secretLookupByUUIDString(uuid), missing)
+    if secret is not None:
+        secret.undefine()
+
+
+def place(domain: t.Any, op: str, host: str) -> None:
+    """Have the hook at the destination give the files their names: a start that it has to refuse.
+
+    Raises:
+        PhyllomeError: it is not there, or something is in the way.
+    """
+    lib = virt.libvirt
+    try:
+        domain.createWithFlags(lib.VIR_DOMAIN_START_PAUSED)
+    except lib.libvirtError as exc:
+        said = exc.get_error_message()
+        if f"placed {op}" in said:
+            return
+        raise PhyllomeError(
+            f"The files of {domain.name()} cannot be given their names on {host}",
+            said,
+            "The hook /etc/libvirt/hooks/qemu.d/phyllome-fence does that; the role phyllome.virt.hypervisor installs it.",
+        ) from exc
+    domain.destroy()
+    raise PhyllomeError(
+        f"libvirt on {host} does not ask before it starts a guest",
+        "without the hook phyllome-fence a guest could be started on both hosts",
+        "Run the role phyllome.virt.hypervisor there.",
+    )
+
+
+def _items(guest: Guest, op: str) -> t.Iterator[Item]:
+    """The files of a guest that is off, bases before their overlays; only what is there."""
+    named = []
+    for disk in guest.disks:
+        below = [(f"disks.{disk.target}.{number}", layer.path) for number, layer in enumerate(disk.backing, 1)]
+        named += [*reversed(below), (f"disks.{disk.target}", disk.path)]
+    seen = set()
+    for name, path in named:
+        if path not in seen:  # disks may stand on the same base
+            seen.add(path)
+            yield _item(name, path, files.staged(path, op))
+    if guest.nvram and os.path.exists(guest.nvram):
+        yield _item("nvram", guest.nvram, files.staged(guest.nvram, op))
+    for state in TPM_STATES if guest.tpm else ():
+        path = os.path.join(guest.tpm or "", state)
+        if os.path.exists(path):
+            yield _item("tpm", path, files.staged(path, op, NVRAM))
+
+
+def _item(name: str, path: str, staged: str) -> Item:
+    status = os.stat(path)
+    return Item(name, path, staged, status.st_size, status.st_mtime_ns, status.st_blocks * 512)

@@ -1,0 +1,215 @@
+# Copyright: Contributors to the phyllome.virt project
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""After a move, or in the middle of one: take it back, or give up the chance to.
+
+PRIVATE to the collection: no promise of stability for users outside of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+import typing as t
+
+from .._core import virt, xml
+from .._core.errors import PhyllomeError
+from .._core.plan import Change, Plan
+from . import files
+from .apply import TPM_STATES, Mover, set_mark, undefine_flags, write_mark
+from .cold import Cold, place
+from .journal import Mark, Record
+from .judge import Row
+from .plan import retained
+from .read import View
+from .read_guest import Guest
+from .read_guest import guest as read_guest
+
+_LEFT = {"destroy_source", "finish", "none"}
+"""Actions of rows in which the source has given the guest up."""
+
+
+def plan(state: str, view: View, row: Row, records: t.Sequence[Record]) -> Plan:
+    """What it takes. Pure.
+
+    Args:
+        state: ``rolled_back``, ``committed`` or ``cleaned``.
+        view: both hosts.
+        row: what their state means.
+        records: what the source remembers of moves of this guest.
+
+    Raises:
+        PhyllomeError: it would lose something.
+    """
+    if state == "rolled_back":
+        return _plan_back(view, row)
+    here, there = view.source.host, view.destination.host
+    if state == "committed" and row.action != "none":
+        raise PhyllomeError(
+            f"The move of {view.name} to {there} cannot be committed",
+            f"it is not finished: {row.meaning}",
+            "Finish it with state: migrated, or take it back with state: rolled_back.",
+        )
+    if state == "cleaned" and not settled(view, row):
+        raise PhyllomeError(
+            f"What moves of {view.name} have left cannot be removed",
+            f"one is not finished: {row.meaning}",
+            "Finish it with state: migrated, or take it back with state: rolled_back.",
+        )
+    chosen = [one for one in records if state == "cleaned" or one.op_id == view.op_id]
+    return Plan(
+        tuple(
+            Change("purge", f"{here}.retained", name, None, why=f"of the move to {record.destination}")
+            for record in chosen
+            for name in record.retained.values()
+        )
+        + tuple(
+            Change("forget", f"{here}.journal", record.op_id, None)
+            for record in chosen
+            if not record.retained or record.phase in ("started", "returned")
+        )
+    )
+
+
+def settled(view: View, row: Row) -> bool:
+    """Whether no move of the guest is under way."""
+    return row.action == "none" or (row.action == "start" and view.mark == "none")
+
+
+def _plan_back(view: View, row: Row) -> Plan:
+    here, there = view.source.host, view.destination.host
+    if settled(view, row) and row.action == "start":
+        return Plan()
+    if row.action in {*_LEFT, "take_back"} and view.mark != "arriving":
+        if view.record is None or view.record.phase != "done" or not view.record.definition:
+            raise PhyllomeError(
+                f"The move of {view.name} cannot be taken back",
+                f"{here} has no retained copy of it" if view.record is None else f"it is not finished: {row.meaning}",
+                f"Finish it with state: migrated; then move it from {there} to {here}.",
+            )
+        if view.destination.state != "off":
+            raise PhyllomeError(
+                f"The move of {view.name} is not taken back while it is {view.destination.detail} on {there}",
+                f"{here} would go on with what it had before the move, and all that was written since would be missing",
+                f"Shut it down on {there} first; or move it back, which keeps what was written.",
+            )
+        return Plan(
+            (
+                Change("move", "host", there, here, why="the move is taken back; what was written since stays behind"),
+                *(
+                    Change("put_back", f"{here}.{name}", view.record.retained.get(path), path)
+                    for name, path in view.record.pieces.items()
+                ),
+            )
+        )
+    if row.action in _LEFT and view.destination.state != "off":
+        raise PhyllomeError(
+            f"The move of {view.name} cannot be taken back", row.meaning, "Finish it with state: migrated."
+        )
+    return Plan((Change("roll_back", f"{here}.move", view.op_id, None, why=row.meaning),))
+
+
+class Undo:
+    """The steps back.
+
+    Args:
+        mover: the steps that all moves have.
+        cold: those of a cold one.
+    """
+
+    def __init__(self, mover: Mover, cold: Cold) -> None:
+        self.mover, self.cold, self.pair = mover, cold, mover.pair
+
+    def step(self, view: View, row: Row) -> None:
+        """One step back from what both hosts say.
+
+        Raises:
+            PhyllomeError: libvirt refuses; the next run goes on here.
+        """
+        steps = self.cold if Cold.has(view) else self.mover
+        if row.action == "wait":
+            with virt.saying(f"Cannot abort the migration of {view.name}"):
+                if view.source.job == "outgoing":
+                    self.pair.source.connection.lookupByUUIDString(view.uuid).abortJob()
+            time.sleep(0.5)
+        elif row.action == "start":
+            steps.roll_back(view)
+        elif row.action == "discard":
+            steps.discard(view)
+        elif row.action == "resume_source":
+            self.mover.resume_source(view)
+        elif view.mark == "arriving":
+            if view.record is not None and view.committed:  # the destination is fenced and has never run it
+                self.pair.journal.save(dataclasses.replace(view.record, phase="started"))
+            self.cold.roll_back(view)
+        else:
+            self.take_back(view)
+
+    def take_back(self, view: View) -> None:
+        """Give the retained files their names again and define the guest; the destination keeps its own under such names.
+
+        The destination is fenced first; its definition goes last, as it says what is under way.
+        """
+        here, there, record = self.pair.source, self.pair.destination, view.record
+        mark = view.destination.mark
+        if record is None or mark is None:
+            raise PhyllomeError(
+                f"Taking {view.name} back cannot be finished",
+                f"the journal of {here.name} says nothing about it",
+                f"Look which host has the right one, and undefine the other. On {there.name} its files have names "
+                "that end in .phyllome-retained- and the op_id.",
+            )
+        with virt.saying(f"Cannot take {view.name} back from {there.name}"):
+            domain = there.connection.lookupByUUIDString(view.uuid)
+            if mark.phase == "done":
+                mark = self._leaving(mark, read_guest(there, view.uuid, sizes=False))
+                write_mark(domain, mark)
+                domain.setAutostart(0)
+            place(domain, view.op_id, there.name)
+            if view.source.state == "absent":
+                for path, name in record.retained.items():
+                    if os.path.lexists(name) and not os.path.lexists(path):
+                        os.rename(name, path)
+                root = xml.parse(record.definition)
+                set_mark(root, mark.returned())
+                again = here.connection.defineXML(xml.dump(root))
+            else:
+                again = here.connection.lookupByUUIDString(view.uuid)
+            known = {one.getName() for one in again.listAllSnapshots()}
+            for text in record.snapshots:
+                if xml.parse(text).findtext("name") not in known:
+                    again.snapshotCreateXML(text, virt.libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE)
+            if mark.autostart:
+                again.setAutostart(1)
+            # what stays at the destination, so that it can be cleaned up
+            record = self.pair.journal.save(
+                dataclasses.replace(record, staged={one: name for name, one in mark.files.items()})
+            )
+            domain.undefineFlags(undefine_flags())
+        self.pair.journal.save(dataclasses.replace(record, phase="returned", retained={}))
+
+    def _leaving(self, mark: Mark, guest: Guest) -> Mark:
+        own = [disk.path for disk in guest.disks] + ([guest.nvram] if guest.nvram else [])
+        connection = self.pair.destination.connection
+        if guest.tpm:
+            with files.folder(connection, guest.tpm, mark.op_id) as names:
+                own += [os.path.join(guest.tpm, name) for name in TPM_STATES if name in names]
+        moved = {retained(path, mark.op_id): path for path in own}
+        for name in moved:  # of the last time that the same move was taken back
+            files.remove(connection, name, mark.op_id)
+        return dataclasses.replace(mark, phase="returning", epoch=mark.epoch - 1, fenced=True, files=moved)
+
+    def purge(self, chosen: t.Sequence[Record]) -> None:
+        """Delete retained copies, and forget the moves."""
+        for record in chosen:
+            for path, name in record.retained.items():
+                if name == retained(path, record.op_id):  # only what carries the op_id
+                    files.delete(name)
+            theirs = record.phase == "returned" or (record.phase == "started" and record.mode == "cold")
+            if theirs and record.destination == self.pair.destination.name:
+                with virt.saying(f"Cannot remove what a move has left on {record.destination}"):
+                    for staged in record.staged.values():
+                        files.remove(self.pair.destination.connection, staged, record.op_id)
+            self.pair.journal.remove(record.op_id)

@@ -1,0 +1,197 @@
+"""Guests that are off move as they are: chains, snapshots, holes; and whatever dies, one of the two hosts has them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import pathlib
+import subprocess
+import time
+import typing as t
+
+import pytest
+
+from ansible_collections.phyllome.virt.tests.fleet import runner
+from ansible_collections.phyllome.virt.tests.fleet.conftest import Site
+from ansible_collections.phyllome.virt.tests.lab.errors import LabError
+
+IMAGES = "/var/lib/libvirt/images"
+STEPS = pathlib.Path(__file__).with_name("steps.py")
+
+
+def other(host: str) -> str:
+    return {"alpha": "beta", "beta": "alpha"}[host]
+
+
+def order(site: Site, name: str, source: str, **more: t.Any) -> dict[str, t.Any]:
+    address = site.fleet.host(other(source)).address
+    return {
+        "name": name,
+        "source": source,
+        "destination": other(source),
+        "destination_uri": f"qemu+tls://{address}/system",
+        **more,
+    }
+
+
+def move(site: Site, name: str, source: str, *flags: str, **more: t.Any) -> dict[str, t.Any]:
+    """Move a guest away from a host with the module alone."""
+    return site.module("vm_migrate", source, order(site, name, source, **more), *flags)
+
+
+def digest(site: Site, host: str, *paths: str) -> list[str]:
+    return [line.split()[0] for line in site.fleet.host(host).run(["sha256sum", *paths]).stdout.splitlines()]
+
+
+def allocated(site: Site, host: str, path: str) -> int:
+    return int(site.fleet.host(host).run(["stat", "-c", "%b", path]).stdout) * 512
+
+
+def files(site: Site, host: str, name: str) -> list[str]:
+    """Files in the pool that belong to a guest or to its moves, the retained ones aside."""
+    names = site.fleet.host(host).run(["ls", "-A", IMAGES]).stdout.split()
+    return [each for each in names if name in each and "retained" not in each]
+
+
+@pytest.fixture(scope="module")
+def layered(site: Site) -> t.Iterator[dict[str, t.Any]]:
+    """A guest that is off: a chain of three overlays with snapshots inside, and a raw disk that is nearly all holes.
+
+    The lowest file of the chain is another guest's too.
+    """
+    guest = site.guest("layered", "alpha", state="stopped", autostart=True)
+    guest["disks"].append({"id": "data", "size": "1GiB", "format": "raw"})
+    site.run([guest, site.guest("neighbour", "alpha", state="stopped")]).ok()
+    alpha = site.fleet.host("alpha")
+    top, base = site.disk("alpha", "layered"), site.disk("alpha", "neighbour")
+    raw = f"{IMAGES}/" + next(name for name in files(site, "alpha", "layered") if "data" in name)
+    chain = [base, f"{IMAGES}/layered-1.qcow2", f"{IMAGES}/layered-2.qcow2", top]
+    alpha.run(["rm", top])
+    for below, above in itertools.pairwise(chain):
+        alpha.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", below, "-F", "qcow2", above])
+        alpha.run(["qemu-io", "-f", "qcow2", "-c", "write -P 7 1M 2M", above])
+    alpha.run(["qemu-img", "snapshot", "-c", "first", top])
+    alpha.run(["qemu-io", "-f", "qcow2", "-c", "write -P 8 8M 1M", top])
+    for start in range(0, 16, 3):
+        alpha.run(
+            ["dd", "if=/dev/urandom", f"of={raw}", "bs=4K", "count=300", f"seek={start * 16384 + 5}", "conv=notrunc"]
+        )
+    yield {"chain": chain, "raw": raw, "guest": guest}
+    site.remove("layered", "neighbour")
+    for host in site.fleet.hosts:  # files below a disk are nobody's to delete
+        host.run(["sh", "-c", f"rm -f {IMAGES}/layered* {IMAGES}/neighbour*"])
+
+
+def test_chains_snapshots_and_holes_arrive_as_they_were(site: Site, layered: dict[str, t.Any]) -> None:
+    paths = [*layered["chain"], layered["raw"]]
+    before, space = digest(site, "alpha", *paths), [allocated(site, "alpha", path) for path in paths]
+
+    check = move(site, "layered", "alpha", "--check")
+    assert check["changed"] and check["mode_used"] == "cold", check
+    assert site.where("layered") == ["alpha"] and files(site, "beta", "layered") == []
+    result = move(site, "layered", "alpha", verify="full")
+    assert not result.get("failed"), result
+    assert result["plan"] == check["plan"]
+    assert (result["classification"], result["phase"], result["mode_used"]) == (2, "done", "cold")
+    assert site.where("layered") == ["beta"] and site.running("layered") == []
+
+    assert digest(site, "beta", *paths) == before
+    for path, size in zip(paths, space, strict=True):
+        assert allocated(site, "beta", path) <= size * 1.05 + 65536, path
+    assert {disk["path"]: disk["verified"] for disk in result["disks"]} == dict.fromkeys(paths, "full")
+    assert sum(disk["bytes_sent"] for disk in result["disks"]) <= sum(space) * 1.05
+    site.fleet.host("beta").run(["qemu-img", "snapshot", "-a", "first", paths[3]])
+    assert "enable" in site.virsh("beta", "dominfo", "layered").split("Autostart:")[1].split("\n")[0]
+
+    # the neighbour still stands on the lowest one, all others were put away
+    assert digest(site, "alpha", layered["chain"][0]) == before[:1]
+    assert files(site, "alpha", "layered") == []
+    assert move(site, "layered", "alpha")["changed"] is False
+
+
+def test_a_guest_that_runs_is_shut_down_and_counts_on_from_where_it_was(site: Site) -> None:
+    guest = site.guest("runner", "alpha")
+    site.run([guest]).ok()
+    deadline = time.monotonic() + 60
+    while site.counted("alpha", "runner").count < 40 and time.monotonic() < deadline:
+        time.sleep(0.3)
+    said = move(site, "runner", "alpha", mode="cold", shutdown={"timeout": 1})
+    assert said["failed"] and "did not shut down within 1 s" in said["msg"]
+    assert said["phase"] == "rolled_back" and site.running("runner") == ["alpha"]
+    assert files(site, "beta", "runner") == []
+    assert "phyllome-migration" not in site.virsh("alpha", "dumpxml", "runner", "--inactive")
+
+    before = site.counted("alpha", "runner")
+    result = move(site, "runner", "alpha", mode="cold", shutdown={"timeout": 1, "then": "destroy"})
+    assert not result.get("failed"), result
+    assert site.running("runner") == ["beta"] == site.where("runner")
+    while site.counted("beta", "runner").boots == before.boots and time.monotonic() < deadline + 60:
+        time.sleep(0.3)
+    after = site.counted("beta", "runner")
+    assert after.boots == before.boots + 1 and after.count >= before.count
+    site.remove("runner")
+
+
+@pytest.fixture(scope="module")
+def driver(site: Site) -> t.Iterator[t.Callable[[str, int, dict[str, t.Any]], dict[str, t.Any] | None]]:
+    """Runs a move on a host up to a step: its result, or None when it was killed before that step."""
+    packed = subprocess.run(
+        ["tar", "-C", str(runner.INSTALLED), "-c", "ansible_collections/phyllome"], capture_output=True, check=True
+    ).stdout
+    for host in site.fleet.hosts:
+        host.run(["mkdir", "-p", "/srv/lab"])
+        host.run_bytes(["tar", "-C", "/srv/lab", "-x"], input=packed)
+        host.put(STEPS, "/srv/lab/steps.py")
+
+    def run(host: str, step: int, parameters: dict[str, t.Any]) -> dict[str, t.Any] | None:
+        done = site.fleet.host(host).run(
+            ["python3", "/srv/lab/steps.py", "/srv/lab", str(step)], input=json.dumps(parameters), check=False
+        )
+        if done.returncode in (-9, 137):
+            return None
+        assert done.returncode == 0, done.stderr
+        return t.cast("dict[str, t.Any]", json.loads(done.stdout))
+
+    yield run
+    for host in site.fleet.hosts:
+        host.run(["rm", "-rf", "/srv/lab"])
+
+
+def startable(site: Site, name: str) -> list[str]:
+    """Hosts on which a guest that is off could be started; it is not left running."""
+    able = []
+    for host in site.where(name):
+        try:
+            site.virsh(host, "start", name, "--paused")
+        except LabError:
+            continue
+        site.virsh(host, "destroy", name)
+        able.append(host)
+    return able
+
+
+def test_killed_before_every_single_step_the_next_run_finishes(site: Site, driver: t.Any) -> None:
+    guest = site.guest("struck", "alpha", state="stopped", autostart=True)
+    site.run([guest]).ok()
+    site.virsh("alpha", "snapshot-create-as", "struck", "first")
+    disk = site.disk("alpha", "struck")
+    before = digest(site, "alpha", disk)
+    here, step = "alpha", 0
+    while True:
+        ended = driver(here, step, order(site, "struck", here))
+        able = startable(site, "struck")
+        assert len(able) <= 1, f"killed before step {step}, it could be started on {able}"
+        again = driver(here, 10**6, order(site, "struck", here))
+        assert again is not None and again["result"]["classification"] == 2, f"step {step}: {again}"
+        there = other(here)
+        assert site.where("struck") == [there] == startable(site, "struck"), f"step {step}"
+        assert digest(site, there, disk) == before, f"step {step}"
+        assert site.virsh(there, "snapshot-list", "struck", "--name").split() == ["first"], f"step {step}"
+        assert files(site, here, "struck") == [], f"step {step}"
+        assert files(site, there, "struck") == [disk.rpartition("/")[2]], f"step {step}"
+        assert "enable" in site.virsh(there, "dominfo", "struck").split("Autostart:")[1].split("\n")[0]
+        here, step = there, step + 1
+        if ended is not None:
+            break
+    assert step > 15, "the steps were not counted"
+    site.remove("struck")

@@ -1,0 +1,273 @@
+# Copyright (c) Phyllome OS contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Cold moves that die before each of their steps, between two hosts that are played; the fleet does it for real."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import typing as t
+
+import pytest
+
+from ansible_collections.phyllome.virt.plugins.module_utils._core import virt
+from ansible_collections.phyllome.virt.plugins.module_utils._core.errors import PhyllomeError
+from ansible_collections.phyllome.virt.plugins.module_utils._migration import journal, move, read, read_guest, stream
+from ansible_collections.phyllome.virt.plugins.module_utils._migration.read_way import Way
+from ansible_collections.phyllome.virt.tests.unit._migration.world import UUID, Killed, World
+
+KIB = 1024
+SIZE = 1000 * KIB
+
+
+class Play:
+    """A guest on alpha, and orders to move it."""
+
+    def __init__(self, folder: t.Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.world = world = World(folder)
+        monkeypatch.setattr(virt, "libvirt", world.lib)
+        monkeypatch.setattr(virt, "session", world.session)
+        monkeypatch.setattr(read, "_knock", lambda uri: None)
+        monkeypatch.setattr(read_guest, "way", lambda pair: Way((7, 7), (9, 9), "", ""))
+        monkeypatch.setattr(journal, "LOCKS", str(folder / "run"))
+        monkeypatch.setattr(stream, "SEGMENT", 256 * KIB)
+        monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+        self.journal = folder / "journal"
+        monkeypatch.setattr(move, "Journal", lambda: journal.Journal(str(self.journal)))
+        for where, name in ((os, "rename"), (os, "unlink")):
+            monkeypatch.setattr(where, name, self._stepping(getattr(where, name)))
+        self.disk = world.images / "web.raw"
+        with self.disk.open("wb") as file:
+            file.truncate(SIZE)
+            for start in range(0, SIZE, 300 * KIB):
+                file.seek(start)
+                file.write(os.urandom(70 * KIB))
+        self.digest = self.summed(self.disk)
+        self.domain = world.hosts["alpha"].defineXML(
+            f"<domain type='kvm'><name>web</name><uuid>{UUID}</uuid><memory>1024</memory><devices>"
+            f"<disk type='file'><driver type='raw'/><source file='{self.disk}'/><target dev='vda'/></disk>"
+            "</devices></domain>"
+        )
+        self.domain.starts, self.domain.snapshots = 1, ["first", "second"]
+
+    def _stepping(self, call: t.Callable[..., t.Any]) -> t.Callable[..., t.Any]:
+        def stepping(*paths: t.Any) -> t.Any:
+            self.world.step()
+            return call(*paths)
+
+        return stepping
+
+    def summed(self, path: t.Any) -> str:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+    def run(self, last: int | None = None, **more: t.Any) -> dict[str, t.Any] | None:
+        """Run the module up to a step; None when it died there."""
+        self.world.steps, self.world.last = 0, last
+        parameters = {
+            "name": "web", "uuid": None, "source": "alpha", "destination": "beta", "migrate_address": None,
+            "destination_uri": "qemu+tls://beta/system", "uri": "qemu:///system", "state": "migrated", "mode": "auto",
+            "convergence": None, "bandwidth_mib": 0, "timeout": 0, "source_disks": "retain", "source_is_dead": False,
+            "verify": "stream", "power_after": "same", "shutdown": {"timeout": 1, "then": "fail"}, "hostdevs": None,
+        }  # fmt: skip
+        try:
+            return move.move({**parameters, **more}, False)
+        except Killed:
+            return None
+        finally:
+            self.world.last = None
+
+    def at(self, host: str) -> list[str]:
+        """Files of a host that are no retained copies."""
+        folder = self.world.hosts[host].path(str(self.world.images))
+        return [name for name in sorted(os.listdir(folder)) if "retained" not in name]
+
+    def where(self) -> list[str]:
+        return [name for name, host in self.world.hosts.items() if host.domains]
+
+    def startable(self) -> list[str]:
+        return [n for n, host in self.world.hosts.items() if any(one.startable() for one in host.domains.values())]
+
+    def arrived(self, running: bool) -> None:
+        """The guest is at beta, whole, and alpha has put everything away."""
+        (domain,) = self.world.hosts["beta"].domains.values()
+        assert self.where() == ["beta"] == self.startable()
+        assert self.summed(self.world.hosts["beta"].path(str(self.disk))) == self.digest
+        assert (self.at("alpha"), self.at("beta")) == ([], ["web.raw"])
+        assert (domain.running, domain.starts, domain.snapshots) == (running, 1, ["first", "second"])
+
+    def restored(self, running: bool) -> None:
+        """The guest is at alpha, as it was."""
+        (domain,) = self.world.hosts["alpha"].domains.values()
+        assert self.where() == ["alpha"] == self.startable()
+        assert self.summed(self.disk) == self.digest
+        assert (self.at("alpha"), self.at("beta")) == (["web.raw"], [])
+        assert (domain.running, domain.starts, domain.snapshots) == (running, 1, ["first", "second"])
+
+
+@pytest.fixture
+def plays(tmp_path):
+    """Makes a new play; the one before is over then."""
+    made: list[pytest.MonkeyPatch] = []
+
+    def new() -> Play:
+        if made:
+            made[-1].undo()
+        folder = tmp_path / str(len(made))
+        folder.mkdir()
+        made.append(pytest.MonkeyPatch())
+        return Play(folder, made[-1])
+
+    yield new
+    if made:
+        made[-1].undo()
+
+
+@pytest.fixture
+def play(plays):
+    return plays()
+
+
+def running(play: Play) -> list[str]:
+    return [name for name, host in play.world.hosts.items() if any(one.running for one in host.domains.values())]
+
+
+@pytest.mark.parametrize("then", ["migrated", "rolled_back"])
+@pytest.mark.parametrize("runs", [False, True])
+def test_a_move_that_died_before_any_of_its_steps_is_finished_or_taken_back(plays, runs, then):
+    mode = {"mode": "cold"} if runs else {}
+    step, ended = 0, None
+    while ended is None:
+        play = plays()
+        play.domain.running = runs
+        ended = play.run(step, **mode)
+        assert len(running(play)) <= 1 and (running(play) or len(play.startable()) <= 1), f"step {step}"
+        if then == "rolled_back" and ended is None:
+            try:
+                play.run(state="rolled_back")
+                play.restored(runs)
+                then_on = False
+            except PhyllomeError as exc:  # the destination has it already: only forward from here
+                assert "Finish it with state: migrated" in str(exc) or "is not taken back while it is" in str(exc)
+                then_on = True
+        else:
+            then_on = True
+        if then_on:
+            again = play.run(**mode)
+            assert again is not None and again["classification"] == 2, f"step {step}"
+            play.arrived(runs)
+        step += 1
+    assert step > 20
+    assert play.run(**mode)["changed"] is False
+
+
+def test_what_arrived_is_told(play):
+    result = play.run(verify="full")
+    (disk,) = result["disks"]
+    assert disk["target"] == "vda" and disk["verified"] == "full" and disk["digest"].startswith("sha256-segments:")
+    assert disk["bytes_sent"] <= disk["allocated_before"] * 1.05
+    assert result["leftovers"] == [f"{play.disk}.phyllome-retained-{result['op_id']}"]
+
+
+def test_a_full_disk_at_the_destination_leaves_all_as_it_was(play):
+    play.world.hosts["beta"].full = 600 * KIB
+    with pytest.raises(PhyllomeError, match="No space left on device") as error:
+        play.run()
+    assert error.value.facts["phase"] == "rolled_back"
+    play.restored(False)
+    play.world.hosts["beta"].full = None
+    assert play.run()["classification"] == 2
+    play.arrived(False)
+
+
+def test_a_copy_goes_on_after_the_last_part_that_was_confirmed(plays):
+    step, noted = 0, ""
+    while '"start": 262144' not in noted:
+        play = plays()
+        assert play.run(step) is None
+        noted = "".join(file.read_text() for file in play.journal.glob("*.notes"))
+        step += 1
+    beta = play.world.hosts["beta"]
+    beta.streams = 0
+    assert play.run()["classification"] == 2
+    play.arrived(False)
+    assert beta.streams == 2  # of four parts, two were there
+
+
+def test_a_file_that_changed_after_the_interruption_is_copied_anew(play):
+    step = 0
+    while not (play.journal.exists() and any('"start": 0' in f.read_text() for f in play.journal.glob("*.notes"))):
+        assert play.run(step) is None
+        step += 1
+    with play.disk.open("r+b") as file:
+        file.write(b"somebody started it all the same")
+    os.utime(play.disk, ns=(1, 1))
+    play.digest = play.summed(play.disk)
+    assert play.run()["classification"] == 2
+    play.arrived(False)
+
+
+def test_a_guest_that_does_not_shut_down_runs_on(play, monkeypatch):
+    play.domain.running = True
+    monkeypatch.setattr(type(play.domain), "shutdownFlags", lambda self, way: None)
+    with pytest.raises(PhyllomeError, match="did not shut down within 0 s"):
+        play.run(mode="cold", shutdown={"timeout": 0, "then": "fail"})
+    assert running(play) == ["alpha"]
+    play.restored(True)
+    play.run(mode="cold", shutdown={"timeout": 0, "then": "destroy"})
+    play.arrived(True)
+
+
+@pytest.mark.parametrize(("was", "after", "runs"), [(True, "off", False), (False, "running", True)])
+def test_the_power_that_was_asked_for(play, was, after, runs):
+    play.domain.running = was
+    assert play.run(power_after=after)["mode_used"] == "cold"
+    play.arrived(runs)
+
+
+def test_a_finished_move_is_taken_back_and_what_is_left_there_is_cleaned_up(plays):
+    step, ended = 0, None
+    while ended is None:
+        play = plays()
+        assert play.run()["classification"] == 2
+        ended = play.run(step, state="rolled_back")
+        assert len(play.startable()) <= 1, f"step {step}"
+        assert play.run(state="rolled_back")["phase"] == "rolled_back"
+        play.restored(False)
+        step += 1
+    assert step > 8
+    beta = play.world.hosts["beta"].path(str(play.world.images))
+    assert len(os.listdir(beta)) == 1
+    assert play.run(state="cleaned")["changed"] is True
+    assert os.listdir(beta) == [] == os.listdir(play.journal)
+    assert play.run(state="cleaned")["changed"] is False
+    assert play.run()["classification"] == 2
+    play.arrived(False)
+
+
+def test_a_guest_that_runs_at_the_destination_is_not_taken_back(play):
+    play.domain.running = True
+    play.run(mode="cold")
+    with pytest.raises(PhyllomeError, match="is not taken back while it is running"):
+        play.run(state="rolled_back")
+    play.arrived(True)
+
+
+def test_a_committed_move_leaves_nothing(play):
+    play.run()
+    assert play.run(state="committed")["phase"] == "committed"
+    assert os.listdir(play.world.images) == [] == os.listdir(play.journal)
+    assert play.run(state="committed")["changed"] is False
+    with pytest.raises(PhyllomeError, match="alpha has no retained copy"):
+        play.run(state="rolled_back")
+
+
+def test_a_destination_without_the_hook_gets_nothing(play, monkeypatch):
+    monkeypatch.setattr(play.world.fence, "refusal", lambda *dummy: None)
+    with pytest.raises(PhyllomeError, match="does not ask before it starts a guest"):
+        play.run()
+    assert running(play) == []
+    assert play.where() == ["alpha", "beta"]
+    monkeypatch.undo()
+    play.run(state="rolled_back")
+    play.restored(False)

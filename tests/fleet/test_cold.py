@@ -195,3 +195,125 @@ def test_killed_before_every_single_step_the_next_run_finishes(site: Site, drive
             break
     assert step > 15, "the steps were not counted"
     site.remove("struck")
+
+
+def test_a_move_is_taken_back_committed_and_cleaned_up(site: Site, driver: t.Any) -> None:
+    site.run([site.guest("undone", "alpha", state="stopped", autostart=True)]).ok()
+    disk = site.disk("alpha", "undone")
+    before = digest(site, "alpha", disk)
+
+    def run(state: str, step: int = 10**6) -> dict[str, t.Any]:
+        ended = driver("alpha", step, order(site, "undone", "alpha", state=state))
+        return t.cast("dict[str, t.Any]", ended["result"] if ended else {})
+
+    def back() -> None:
+        assert run("rolled_back")["phase"] == "rolled_back"
+        assert site.where("undone") == ["alpha"] == startable(site, "undone")
+        assert digest(site, "alpha", disk) == before and files(site, "beta", "undone") == []
+        assert "enable" in site.virsh("alpha", "dominfo", "undone").split("Autostart:")[1].split("\n")[0]
+
+    for step in (2, 6, 8, 10):  # cut off, and taken back instead of finished
+        assert not run("migrated", step)
+        back()
+    assert run("rolled_back")["changed"] is False
+
+    assert run("migrated")["classification"] == 2
+    back()
+    assert run("cleaned")["changed"] and run("cleaned")["changed"] is False
+    for host in site.fleet.hosts:
+        left = [name for name in host.run(["ls", "-A", IMAGES]).stdout.split() if name.startswith("undone")]
+        assert left == ([disk.rpartition("/")[2]] if host.name == "alpha" else [])
+
+    assert run("migrated")["leftovers"]
+    assert run("committed")["changed"] and run("committed")["changed"] is False
+    assert "undone" not in site.fleet.host("alpha").run(["ls", "-A", IMAGES]).stdout
+    said = move(site, "undone", "alpha", state="rolled_back")
+    assert said["failed"] and "alpha has no retained copy of it" in said["msg"]
+    site.remove("undone")
+
+
+def test_a_full_disk_and_a_dead_daemon_at_the_destination(site: Site) -> None:
+    site.run([site.guest("victim", "alpha", state="stopped")]).ok()
+    alpha, beta = site.fleet.host("alpha"), site.fleet.host("beta")
+    disk = site.disk("alpha", "victim")
+    alpha.run(["qemu-io", "-f", "qcow2", "-c", "write -P 90 8M 40M", disk])
+    beta.run(["mount", "-t", "tmpfs", "-o", "size=70M,mode=0711", "lab", IMAGES])
+    try:
+        before = digest(site, "alpha", disk)
+        parameters = json.dumps(order(site, "victim", "alpha", bandwidth_mib=8))
+        command = [
+            "ansible",
+            "-i",
+            str(site.inventory([])),
+            "alpha",
+            "-m",
+            "phyllome.virt.vm_migrate",
+            "-a",
+            parameters,
+        ]
+        process = subprocess.Popen(
+            command, env=runner.environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+        )
+        _wait_for_copying(beta)
+        beta.run(["sh", "-c", f"dd if=/dev/zero of={IMAGES}/filler bs=1M || true"])
+        out = process.communicate(timeout=300)[0]
+        assert "No space left" in out, out
+        assert files(site, "beta", "victim") == [] and site.where("victim") == ["alpha"] == startable(site, "victim")
+        beta.run(["rm", f"{IMAGES}/filler"])
+
+        process = subprocess.Popen(
+            command, env=runner.environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+        )
+        _wait_for_copying(beta)
+        beta.kill("/usr/sbin/libvirtd")
+        out = process.communicate(timeout=300)[0]
+        assert '"phase": "done"' in out, out
+        assert site.where("victim") == ["beta"] and digest(site, "beta", disk) == before
+    finally:
+        site.remove("victim")
+        beta.run(["umount", IMAGES])
+
+
+def _wait_for_copying(host: t.Any) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if host.run(
+            ["sh", "-c", f"find {IMAGES} -name '.phy-*.partial' -size +0 | xargs -r du -k | awk '$1>4096'"]
+        ).stdout:
+            return
+        time.sleep(0.1)
+    raise AssertionError("the copying did not begin")
+
+
+def test_uefi_variables_and_the_tpm_go_with_a_guest_that_is_off(site: Site) -> None:
+    guest = {
+        "name": "sealed",
+        "host": "alpha",
+        "profile": "windows11",
+        "memory": "512MiB",
+        "vcpus": 1,
+        "disks": [{"id": "root", "size": "1GiB"}],
+    }
+    site.run([guest]).ok()
+    alpha = site.fleet.host("alpha")
+    uuid = site.virsh("alpha", "domuuid", "sealed").strip()
+    xml = site.virsh("alpha", "dumpxml", "sealed")
+    nvram = xml.split("<nvram", 1)[1].split(">", 1)[1].split("<", 1)[0]
+    tpm = f"/var/lib/libvirt/swtpm/{uuid}/tpm2/tpm2-00.permall"
+    fresh = digest(site, "alpha", nvram)
+    deadline = time.monotonic() + 120
+    while digest(site, "alpha", nvram) == fresh and time.monotonic() < deadline:
+        time.sleep(1)
+    site.virsh("alpha", "destroy", "sealed")
+    before = digest(site, "alpha", nvram, tpm)
+    assert before[0] != fresh[0]
+    owner = alpha.run(["stat", "-c", "%U %a", tpm]).stdout
+
+    result = move(site, "sealed", "alpha")
+    assert not result.get("failed"), result
+    assert digest(site, "beta", nvram, tpm) == before
+    assert site.fleet.host("beta").run(["stat", "-c", "%U %a", tpm]).stdout == owner
+    assert result["identity"]["nvram"]["same"] and result["identity"]["tpm"]["same"]
+    site.virsh("beta", "start", "sealed")
+    assert site.running("sealed") == ["beta"]
+    site.remove("sealed")

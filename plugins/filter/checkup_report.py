@@ -17,7 +17,7 @@ name: checkup_report
 short_description: What is wrong on each host, as data
 version_added: 0.1.0
 description:
-  - Puts what M(phyllome.virt.iommu_facts) and M(phyllome.virt.phyllome_vm_info) found on each host into words.
+  - Puts what M(phyllome.virt.iommu_facts), M(phyllome.virt.phyllome_vm_info) and M(phyllome.virt.host_facts) found on each host into words.
   - The playbook C(phyllome.virt.checkup) writes its JSON with it.
 author:
   - Contributors to the phyllome.virt project (@phyllome)
@@ -41,6 +41,10 @@ options:
     description: When that was, as text.
     type: str
     required: true
+  hosts:
+    description: For each host, what M(phyllome.virt.host_facts) returned, whether it went well or not.
+    type: list
+    elements: dict
 """
 
 EXAMPLES = r"""
@@ -58,19 +62,23 @@ _value:
   description:
     - C(hosts), each with C(name), C(state) (V(fine), V(warning), V(problem) or V(unreachable)), C(findings) (each with
       C(code), C(severity), C(what), C(evidence), C(remedy)), C(groups) with their devices, and C(guests).
+    - C(fleet) with C(domains) (groups of hosts in which every guest can go everywhere), C(alike), C(pairs) with their C(verdict)
+      (V(identical), V(stack-equal), V(migration-compatible) or V(incompatible)) and C(direction), C(guests) with where each can go and why not,
+      and C(drift). Null where fewer than two hosts can be compared.
   type: dict
 """
 
 
-def checkup_report(names: t.Any, iommu: t.Any, guests: t.Any, when: str) -> dict[str, t.Any]:
+def checkup_report(names: t.Any, iommu: t.Any, guests: t.Any, when: str, hosts: t.Any = None) -> dict[str, t.Any]:
     """See DOCUMENTATION."""
-    hosts, hardware, listed = [*names], [*iommu], [*guests]
-    if not len(hosts) == len(hardware) == len(listed):
+    called, hardware, listed = [*names], [*iommu], [*guests]
+    known = None if hosts is None else [*hosts]
+    if not len(called) == len(hardware) == len(listed) or len(known or called) != len(called):
         raise AnsibleFilterError(
-            f"For {len(hosts)} hosts there are {len(hardware)} results of iommu_facts and {len(listed)} of"
-            " phyllome_vm_info: give one of each for each host."
+            f"For {len(called)} hosts there are {len(hardware)} results of iommu_facts, {len(listed)} of"
+            f" phyllome_vm_info and {len(known or called)} of host_facts: give one of each for each host."
         )
-    return report(hosts, hardware, listed, when)
+    return report(called, hardware, listed, when, known)
 
 
 class FilterModule:

@@ -24,5 +24,6 @@ def test_the_checkup_changes_nothing_and_writes_data_and_a_page(bare: Site) -> N
     found = {host["name"]: [finding["code"] for finding in host["findings"]] for host in report["hosts"]}
     assert found["gone"] == ["no_answer"]
     assert "container" in found["alpha"] and "container" in found["beta"]  # as the fleet's hosts are
+    assert report["fleet"]["domains"] == [["alpha"], ["beta"]]  # bare hosts have no libvirt yet
     page = (folder / "checkup.html").read_text()
     assert all(f"<h2>{name} " in page for name in found)

@@ -88,8 +88,9 @@ def test_a_captured_machine_has_the_facts_of_the_live_one(
     looked = {"ansible_facts": {"phyllome_iommu": gather(str(tmp_path / "tree"))}}
     again = report([name], [looked], [{}], "")["hosts"][0]
     live = next(host for host in checked.report["hosts"] if host["name"] == name)
-    for key in ("machine", "findings", "state"):
-        assert again[key] == live[key]
+    # what an archive does not hold: libvirt, packages
+    told = [one for one in live["findings"] if one["code"] not in ("no_virtualisation", "reboot_required")]
+    assert again["machine"] == live["machine"] and again["findings"] == told
     verdicts = [
         [(one["address"], one["verdict"]) for group in host["groups"] for one in group["devices"]]
         for host in (again, live)

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import typing as t
 
+from .._host import compare
+
 Facts = dict[str, t.Any]
 
 SCHEMA_VERSION = 1
@@ -23,7 +25,13 @@ _MISSING = {
 }
 
 
-def report(names: t.Sequence[str], iommu: t.Sequence[Facts], guests: t.Sequence[Facts], when: str) -> Facts:
+def report(
+    names: t.Sequence[str],
+    iommu: t.Sequence[Facts],
+    guests: t.Sequence[Facts],
+    when: str,
+    hosts: t.Sequence[Facts] | None = None,
+) -> Facts:
     """What there is to say.
 
     Args:
@@ -31,15 +39,25 @@ def report(names: t.Sequence[str], iommu: t.Sequence[Facts], guests: t.Sequence[
         iommu: for each host, what the module iommu_facts returned, whether it went well or not.
         guests: for each host, what the module phyllome_vm_info returned, likewise.
         when: point in time, as text.
+        hosts: for each host, what the module host_facts returned, likewise.
 
     Returns:
-        ``schema_version``, ``when``, ``hosts`` sorted by name.
+        ``schema_version``, ``when``, ``hosts`` sorted by name, and ``fleet`` (see compare.fleet), None with fewer than two hosts
+        that can be compared.
     """
-    hosts = [_host(*host) for host in sorted(zip(names, iommu, guests), key=lambda host: host[0])]
-    return {"schema_version": SCHEMA_VERSION, "when": when, "hosts": hosts}
+    known = [(one.get("ansible_facts") or {}).get("phyllome_host") for one in hosts or [{}] * len(names)]
+    rows = sorted(zip(names, iommu, guests, known), key=lambda row: row[0])
+    comparable = {name: facts for name, dummy_looked, dummy_listed, facts in rows if facts}
+    listed = {name: found.get("guests") or () for name, dummy_looked, found, dummy_facts in rows}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "when": when,
+        "hosts": [_host(*row) for row in rows],
+        "fleet": compare.fleet(comparable, listed) if len(comparable) > 1 else None,
+    }
 
 
-def _host(name: str, looked: Facts, listed: Facts) -> Facts:
+def _host(name: str, looked: Facts, listed: Facts, host: Facts | None) -> Facts:
     iommu = (looked.get("ansible_facts") or {}).get("phyllome_iommu")
     guests = listed.get("guests")
     findings = []
@@ -54,7 +72,8 @@ def _host(name: str, looked: Facts, listed: Facts) -> Facts:
             )
         )
     else:
-        findings += [*_machine(iommu), *_isolation(iommu), *_bindings(iommu), *_knowledge(iommu)]
+        findings += [*_virtualisation(iommu, host), *_machine(iommu), *_isolation(iommu)]
+        findings += [*_bindings(iommu), *_knowledge(iommu)]
     findings += [finding for guest in guests or () for finding in _guest(guest)]
     findings.sort(key=lambda finding: SEVERITIES.index(finding["severity"]))  # stable: else as found
     worst = findings[0]["severity"] if findings else "fine"
@@ -87,10 +106,38 @@ def _description(facts: Facts) -> Facts:
     }
 
 
-def _machine(facts: Facts) -> t.Iterator[Facts]:
-    host, iommu = facts["host"], facts["iommu"]
+def _virtualisation(facts: Facts, known: Facts | None) -> t.Iterator[Facts]:
+    host = facts["host"]
     guest = host["virtualization"] not in ("none", None)
-    if host["vtx"] is False:
+    if known:
+        found = known["virtualization"]
+        if found["state"] != "on":
+            yield _finding(
+                "no_virtualisation",
+                "problem" if found["state"] == "off" else "warning",
+                "Guests cannot run at full speed"
+                if found["state"] == "off"
+                else "Whether guests can run at full speed could not be found out",
+                found["evidence"],
+                found["remedy"],
+            )
+        if known["reboot"]["required"]:
+            yield _finding(
+                "reboot_required",
+                "warning",
+                "What was installed takes effect only after a reboot",
+                known["reboot"]["why"],
+                "Empty it with phyllome.virt.evacuate, reboot it, and fill it again with phyllome.virt.restore.",
+            )
+        if known["evacuated"]:
+            yield _finding(
+                "evacuated",
+                "note",
+                "This host was evacuated, and stays empty",
+                [f"{', '.join(known['evacuated']['guests']) or 'no guest'} went away"],
+                "When it is to have guests again, run phyllome.virt.restore.",
+            )
+    elif host["vtx"] is False:
         yield _finding(
             "no_virtualisation",
             "problem",
@@ -100,6 +147,10 @@ def _machine(facts: Facts) -> t.Iterator[Facts]:
             if guest
             else "Switch on VT-x (Intel) or SVM (AMD) in the firmware setup.",
         )
+
+
+def _machine(facts: Facts) -> t.Iterator[Facts]:
+    iommu = facts["iommu"]
     if iommu["state"] != "on":
         yield _finding(
             "iommu_off",

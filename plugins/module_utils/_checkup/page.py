@@ -9,8 +9,10 @@ PRIVATE to the collection: no promise of stability for users outside of it.
 
 from __future__ import annotations
 
-import html
 import typing as t
+
+from .fleet import section
+from .html import Html, badge, tag
 
 Facts = dict[str, t.Any]
 
@@ -28,7 +30,6 @@ GROUP_STATES = {
     "blocked": "something stands against it",
     "untrusted": "isolation is not proved",
 }
-_MARKS = {"fine": "✓", "free": "✓", "problem": "✗", "never": "✗", "unreachable": "✗"}  # others: !
 _STYLE = """
 :root { color-scheme: light dark; --back: #f6f7f9; --card: #fff; --text: #1c2128; --dim: #57606a; --line: #d0d7de;
   --good: #116329; --bad: #b3161b; --warn: #7d4e00; --note: #0a58a8; }
@@ -52,27 +53,11 @@ nav ul { list-style: none; padding: 0; margin: 0; }
 .badge { font-weight: 600; white-space: nowrap; }
 .fine, .free { color: var(--good); } .badge.problem, .badge.never, .badge.unreachable { color: var(--bad); }
 .badge.warning, .badge.consent, .badge.unknown { color: var(--warn); } .badge.note { color: var(--note); }
+.wide { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-size: .95rem; }
+th, td { border-top: 1px solid var(--line); padding: .35rem .6rem .35rem 0; text-align: left; vertical-align: top; }
 summary { cursor: pointer; padding: .25rem 0; }
 @media print { details > * { display: block; } section { break-inside: avoid; } }
 """
-
-
-class _Html(str):
-    """Text that is HTML already; everything else is escaped."""
-
-
-def _tag(name: str, *children: str | None, **attributes: str) -> _Html:
-    given = "".join(f' {key.rstrip("_")}="{html.escape(value)}"' for key, value in attributes.items())
-    inside = "".join(child if isinstance(child, _Html) else html.escape(child) for child in children if child)
-    return _Html(f"<{name}{given}>{inside}</{name}>\n")
-
-
-def _join(parts: t.Iterable[str]) -> _Html:
-    return _Html("".join(part if isinstance(part, _Html) else html.escape(part) for part in parts))
-
-
-def _badge(kind: str, text: str) -> _Html:
-    return _tag("span", f"{_MARKS.get(kind, '!')} {text}", class_=f"badge {kind}")
 
 
 def page(report: Facts) -> str:
@@ -85,93 +70,96 @@ def page(report: Facts) -> str:
     title = f"Check-up of {len(hosts)} host{'' if len(hosts) == 1 else 's'}"
     policy = "default-src 'none'; style-src 'unsafe-inline'"
     head = [
-        _Html('<meta charset="utf-8">\n'),
-        _Html('<meta name="viewport" content="width=device-width, initial-scale=1">\n'),
-        _Html(f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'),
-        _tag("title", title),
-        _tag("style", _Html(_STYLE)),
+        Html('<meta charset="utf-8">\n'),
+        Html('<meta name="viewport" content="width=device-width, initial-scale=1">\n'),
+        Html(f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'),
+        tag("title", title),
+        tag("style", Html(_STYLE)),
     ]
     links = [
-        _tag("li", _tag("a", host["name"], href=f"#host-{number}"), " ", _badge(host["state"], STATES[host["state"]]))
+        tag("li", tag("a", host["name"], href=f"#host-{number}"), " ", badge(host["state"], STATES[host["state"]]))
         for number, host in enumerate(hosts)
     ]
+    if report.get("fleet"):
+        links.insert(0, tag("li", tag("a", "The fleet", href="#fleet")))
     body = [
-        _tag("h1", title),
-        _tag("p", f"{report['when']}, by phyllome.virt.checkup. Nothing was changed.", class_="dim"),
-        _tag("nav", _tag("ul", *links)) if len(hosts) > 1 else "",
+        tag("h1", title),
+        tag("p", f"{report['when']}, by phyllome.virt.checkup. Nothing was changed.", class_="dim"),
+        tag("nav", tag("ul", *links)) if len(hosts) > 1 else "",
+        section(report["fleet"]) if report.get("fleet") else "",
         *(_host(number, host) for number, host in enumerate(hosts)),
     ]
-    document = _tag("html", _tag("head", *head), _tag("body", _tag("main", *body)), lang="en")
+    document = tag("html", tag("head", *head), tag("body", tag("main", *body)), lang="en")
     return f"<!DOCTYPE html>\n{document}"
 
 
-def _host(number: int, host: Facts) -> _Html:
+def _host(number: int, host: Facts) -> Html:
     findings = [_finding(one) for one in host["findings"]]
     parts: list[str] = [
-        _tag("h2", host["name"], " ", _badge(host["state"], STATES[host["state"]])),
+        tag("h2", host["name"], " ", badge(host["state"], STATES[host["state"]])),
         _machine(host["machine"]) if host["machine"] else "",
-        _tag("h3", "What there is to say") if findings else "",
+        tag("h3", "What there is to say") if findings else "",
         *findings,
     ]
     if host["groups"]:
         parts += [
-            _tag("h3", "What can be passed through"),
-            _tag("div", *(_group(group) for group in host["groups"]), class_="groups"),
+            tag("h3", "What can be passed through"),
+            tag("div", *(_group(group) for group in host["groups"]), class_="groups"),
         ]
     if host["ungrouped"]:
         devices = [_device(device) for device in host["ungrouped"]]
         parts += [
-            _tag("h3", "Devices without an IOMMU group"),
-            _tag("details", _tag("summary", f"{len(devices)} devices"), *devices),
+            tag("h3", "Devices without an IOMMU group"),
+            tag("details", tag("summary", f"{len(devices)} devices"), *devices),
         ]
     if host["guests"]:
         names = ", ".join(f"{guest['name']} ({guest['state']})" for guest in host["guests"])
-        parts += [_tag("h3", "Guests"), _tag("p", names)]
-    return _tag("section", *parts, id=f"host-{number}")
+        parts += [tag("h3", "Guests"), tag("p", names)]
+    return tag("section", *parts, id=f"host-{number}")
 
 
-def _machine(machine: Facts) -> _Html:
+def _machine(machine: Facts) -> Html:
     said = [
         machine["board"],
         machine["firmware"] and f"firmware {machine['firmware']}",
         machine["kernel"] and f"Linux {machine['kernel']}",
         f"IOMMU {machine['iommu']}",
     ]
-    return _tag("p", " · ".join(part for part in said if part), class_="dim")
+    return tag("p", " · ".join(part for part in said if part), class_="dim")
 
 
-def _finding(finding: Facts) -> _Html:
-    evidence = [_tag("li", line) for line in finding["evidence"]]
-    return _tag(
+def _finding(finding: Facts) -> Html:
+    evidence = [tag("li", line) for line in finding["evidence"]]
+    return tag(
         "div",
-        _tag("p", _badge(finding["severity"], finding["severity"]), " ", _tag("strong", finding["what"])),
-        _tag("p", finding["remedy"]) if finding["remedy"] else None,
-        _tag("details", _tag("summary", "What was seen", class_="dim"), _tag("ul", *evidence)) if evidence else None,
+        tag("p", badge(finding["severity"], finding["severity"]), " ", tag("strong", finding["what"])),
+        tag("p", finding["remedy"]) if finding["remedy"] else None,
+        tag("details", tag("summary", "What was seen", class_="dim"), tag("ul", *evidence)) if evidence else None,
         class_=f"finding {finding['severity']}",
     )
 
 
-def _group(group: Facts) -> _Html:
-    return _tag(
+def _group(group: Facts) -> Html:
+    return tag(
         "div",
-        _tag("strong", f"Group {group['id']}"),
+        tag("strong", f"Group {group['id']}"),
         " ",
-        _tag("span", GROUP_STATES[group["state"]], class_="dim"),
+        tag("span", GROUP_STATES[group["state"]], class_="dim"),
         *(_device(device) for device in group["devices"]),
         class_="group",
     )
 
 
-def _device(device: Facts) -> _Html:
+def _device(device: Facts) -> Html:
     what = [device["class_name"] or "?", device["driver"] or "no driver"]
-    hazards = [_tag("li", _tag("code", hazard["code"]), _hazard_text(hazard)) for hazard in device["hazards"]]
+    hazards = [tag("li", tag("code", hazard["code"]), _hazard_text(hazard)) for hazard in device["hazards"]]
     against = "against it: " + ", ".join(hazard["code"] for hazard in device["hazards"])
-    return _tag(
+    return tag(
         "div",
-        _tag("p", _tag("code", device["address"]), " ", _badge(device["verdict"], VERDICTS[device["verdict"]])),
-        _tag("p", device["name"]),
-        _tag("p", ", ".join(what), class_="dim"),
-        _tag("details", _tag("summary", against, class_="dim"), _tag("ul", *hazards)) if hazards else None,
+        tag("p", tag("code", device["address"]), " ", badge(device["verdict"], VERDICTS[device["verdict"]])),
+        tag("p", device["name"]),
+        tag("p", ", ".join(what), class_="dim"),
+        tag("details", tag("summary", against, class_="dim"), tag("ul", *hazards)) if hazards else None,
         class_="device",
     )
 

@@ -18,6 +18,8 @@ from ansible_collections.phyllome.virt.plugins.filter.checkup_page import Filter
 from ansible_collections.phyllome.virt.plugins.filter.checkup_report import FilterModule as ReportFilter
 from ansible_collections.phyllome.virt.plugins.module_utils._checkup.judge import SEVERITIES
 from ansible_collections.phyllome.virt.plugins.module_utils._iommu.facts import gather
+from ansible_collections.phyllome.virt.tests.unit._host.hosts import claim, guest
+from ansible_collections.phyllome.virt.tests.unit._host.hosts import host as one_host
 from ansible_collections.phyllome.virt.tests.unit._iommu import machines
 
 Facts = dict[str, t.Any]
@@ -215,7 +217,9 @@ def test_hosts_are_sorted_and_all_there(facts):
 
 
 def test_lists_that_do_not_fit():
-    with pytest.raises(AnsibleFilterError, match="For 2 hosts there are 1 results of iommu_facts and 0 of"):
+    with pytest.raises(
+        AnsibleFilterError, match="For 2 hosts there are 1 results of iommu_facts, 0 of .* and 2 of host_facts"
+    ):
         checkup_report(["alpha", "beta"], [{}], [], "now")
 
 
@@ -271,6 +275,65 @@ def test_what_machines_and_people_call_things_is_text(facts):
     sound, evil = Page(checkup_page(report)), Page(checkup_page(spoil(report, EVIL)))
     assert [tag for tag, dummy in evil.tags] == [tag for tag, dummy in sound.tags]
     assert EVIL in evil.text
+
+
+def known(facts: Facts) -> Facts:
+    """A result of host_facts."""
+    return {"ansible_facts": {"phyllome_host": facts}}
+
+
+@pytest.fixture
+def fleet(facts) -> Facts:
+    """The report of three hosts that host_facts knows, and of one that it does not."""
+    less = {"vendor": "Intel", "model": "Haswell", "features": ["lm", "vmx"]}
+    hosts = [
+        known(one_host("alpha", claims=[claim("web")])),
+        known(one_host("beta")),
+        known(one_host("gamma", cpu=less)),
+        {},
+    ]
+    guests = [{"guests": [guest("web")]}, {}, {}, {}]
+    names = ["alpha", "beta", "gamma", "gone"]
+    made: Facts = checkup_report(names, [looked(facts("usb-boot"))] * 3 + [{}], guests, "now", hosts)
+    return made
+
+
+def test_who_can_go_where_and_why_not_is_data_and_on_the_page(fleet):
+    assert fleet["fleet"]["domains"] == [["alpha", "beta"], ["gamma"]]
+    assert fleet["fleet"]["guests"][0]["cannot"] == {"gamma": ["its CPU lacks avx2"]}
+    page = Page(checkup_page(fleet))
+    for said in (
+        "Who can go where",
+        "alpha, beta",
+        "its CPU lacks avx2",
+        "only from the second to the first",
+        "cpu.features[avx2]",
+    ):
+        assert said in page.text
+    assert ("a", {"href": "#fleet"}) in page.tags and json.loads(json.dumps(fleet)) == fleet
+    evil = Page(checkup_page(spoil(fleet, EVIL)))
+    assert {tag for tag, dummy in evil.tags} == {tag for tag, dummy in page.tags} and EVIL in evil.text
+
+
+def test_hosts_that_are_alike_say_so_and_one_host_is_no_fleet(facts):
+    both = checkup_report(
+        ["a", "b"], [looked(facts("usb-boot"))] * 2, [{}, {}], "now", [known(one_host("a")), known(one_host("b"))]
+    )
+    assert "all hosts are alike" in Page(checkup_page(both)).text
+    alone = checkup_report(["a"], [looked(facts("usb-boot"))], [{}], "now", [known(one_host("a"))])
+    assert alone["fleet"] is None and "Who can go where" not in checkup_page(alone)
+
+
+def test_what_host_facts_says_of_a_host_becomes_a_finding(facts):
+    ill = one_host("a")
+    ill["virtualization"] = {"state": "off", "evidence": ["kvm: disabled by bios"], "remedy": "Switch it on."}
+    ill["reboot"] = {"required": True, "why": ["/run/reboot-required is there"]}
+    ill["evacuated"] = {"guests": ["web"], "by": "evacuate", "before": None}
+    found = checkup_report(["a"], [looked(facts("usb-boot"))], [{}], "now", [known(ill)])["hosts"][0]
+    said = {one["code"]: one for one in found["findings"]}
+    assert said["no_virtualisation"]["evidence"] == ["kvm: disabled by bios"]
+    assert said["no_virtualisation"]["severity"] == "problem" and found["state"] == "problem"
+    assert said["reboot_required"]["severity"] == "warning" and said["evacuated"]["evidence"] == ["web went away"]
 
 
 @given(text=st.text(max_size=40))

@@ -32,6 +32,17 @@ options:
     description: The guests that were found, by host; anything but a list for a host that did not answer.
     type: dict
     required: true
+  evacuated:
+    description: Hosts that are to stay empty. A guest that belongs there stays where it is.
+    type: list
+    elements: str
+    default: []
+  keep_cpu:
+    description:
+      - What V(fleet) in the option C(cpu) of M(phyllome.virt.phyllome_vm) stands for is not known now, since a host did not tell what it can do.
+        A guest that exists keeps the CPU it has.
+    type: bool
+    default: false
 """
 
 EXAMPLES = r"""
@@ -53,14 +64,15 @@ _value:
 """
 
 
-def placement(declared: t.Any, found: t.Any) -> dict[str, t.Any]:
+def placement(declared: t.Any, found: t.Any, evacuated: t.Any = (), keep_cpu: bool = False) -> dict[str, t.Any]:
     """See DOCUMENTATION."""
     if not isinstance(declared, (list, tuple)) or not all(isinstance(guest, t.Mapping) for guest in declared):
         raise AnsibleFilterError("phyllome_guests must be a list of guests, each a dictionary with name and host.")
     for guest in declared:
         if not guest.get("name"):
             raise AnsibleFilterError(f"phyllome_guests: every guest needs a name; this one has none: {guest!r}")
-    return place(declared, {host: guests if isinstance(guests, list) else None for host, guests in found.items()})
+    answers = {host: guests if isinstance(guests, list) else None for host, guests in found.items()}
+    return place(declared, answers, [*evacuated], bool(keep_cpu))
 
 
 class FilterModule:

@@ -145,9 +145,10 @@ ansible_facts:
           returned: with V(reboot) in O(gather)
           sample: {required: true, why: [/run/reboot-required is there]}
         evacuated:
-          description: Names of the guests that were taken away from here when the host was evacuated. Null if it was not.
-          type: list
-          elements: str
+          description:
+            - Names of the C(guests) that were taken away from here when the host was evacuated, C(by) which playbook, and C(before), by which
+              an upgrade knows whether the host is well again. Null if it was not evacuated.
+          type: dict
           returned: with V(evacuated) in O(gather)
 fleet_cpu:
   description: The CPU that all O(cpus) can be, C(model) and C(features), for the option C(fleet_cpu) of M(phyllome.virt.phyllome_vm).

@@ -41,13 +41,14 @@ class Site:
             **more,
         }
 
-    def inventory(self, guests: list[dict[str, t.Any]]) -> pathlib.Path:
-        """Write the inventory with these guests declared."""
+    def inventory(self, guests: list[dict[str, t.Any]], **more: t.Any) -> pathlib.Path:
+        """Write the inventory with these guests declared, and with more variables."""
         inventory = yaml.safe_load(self.fleet.inventory_text())
         inventory["phyllome_hosts"]["vars"] |= {
             "phyllome_guests": guests,
             "hypervisor_allow_emulation": True,
             "hypervisor_pki_dir": str(self.folder / "pki"),
+            **more,
         }
         path = self.folder / "inventory.yml"
         path.write_text(yaml.safe_dump(inventory))
@@ -106,6 +107,12 @@ class Site:
                 assert not result.get("failed"), result["msg"]
 
 
+def checksum() -> str:
+    """That of the guest that counts."""
+    image = counter.images() / "counter.qcow2"
+    return f"sha256:{hashlib.sha256(image.read_bytes()).hexdigest()}"
+
+
 @pytest.fixture(scope="session", autouse=True)
 def installed() -> None:
     """What is tested is the tarball, installed, as a user has it."""
@@ -117,11 +124,10 @@ def bare(tmp_path_factory: pytest.TempPathFactory, installed: None) -> t.Iterato
     """Two hosts with a Debian and nothing else."""
     folder = tmp_path_factory.mktemp("site")
     image = counter.images() / "counter.qcow2"
-    checksum = f"sha256:{hashlib.sha256(image.read_bytes()).hexdigest()}"
     with Fleet.create(["alpha", "beta"], base="bare") as fleet:
         for host in fleet.hosts:
             host.put(image, IMAGE)
-        yield Site(fleet, folder, checksum)
+        yield Site(fleet, folder, checksum())
 
 
 @dataclasses.dataclass

@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,6 +102,8 @@ class Host:
         for folder in (upper, self.folder / "work", self.folder / "root"):
             folder.mkdir(parents=True, mode=0o755)
         files = dict(outer.files())
+        # both, since a base may have been given one by the package dbus
+        files["etc/machine-id"] = files["var/lib/dbus/machine-id"] = f"{uuid.uuid4().hex}\n".encode()
         files["etc/hostname"] = f"{self.name}\n".encode()
         files["etc/hosts"] += "".join(f"{address} {name}\n" for name, address in hosts.items()).encode()
         files["etc/systemd/network/10-lab.network"] = _NETWORK.format(

@@ -39,7 +39,7 @@ FENCE = re.compile(r"^( *)```ya?ml\b[^\n]*\n(.*?)^\1```", re.MULTILINE | re.DOTA
 CODE_SPAN = re.compile(r"(?<!`)`([a-z][a-z0-9_]*)`(?!`)")
 
 #: Names that look like role variables and are settled by themselves.
-GROUPS = {"phyllome_hosts"}
+GROUPS = {"phyllome_hosts", "phyllome_together", "phyllome_apart"}
 GUESTS = "phyllome_guests"
 GUEST_MODULE = "phyllome_vm"
 #: Options of the guest module that hold guests, or part of one.

@@ -60,7 +60,7 @@ def gather(tree: Tree, uri: str, parts: t.Collection[str]) -> dict[str, t.Any]:
         "cpu": {"cpu": hypervisor.cpu},
         "capacity": {"capacity": capacity(stack, hypervisor, os.cpu_count())},
         "reboot": {"reboot": reboot(identity, stack)},
-        "evacuated": {"evacuated": None if stack.evacuated is None else list(stack.evacuated)},
+        "evacuated": {"evacuated": stack.evacuated},
     }
     facts: dict[str, t.Any] = {"schema_version": SCHEMA_VERSION}
     for part in wanted:

@@ -23,7 +23,7 @@ from .._core.sysfs import Tree
 from .packages import read_packages
 
 MIB = 1 << 20
-RECORD = "var/lib/phyllome/evacuated.json"
+RECORD = "etc/phyllome/evacuated.json"
 """What the playbook evacuate leaves on the host that it empties, and restore takes away."""
 
 _KVM = re.compile(r"\bkvm\b|\bVMX\b|\bSVM\b|AMD-V", re.IGNORECASE)
@@ -80,7 +80,7 @@ class Stack:
         vfio: vendor:device of the functions that VFIO has.
         memory: bytes in all, available now, and by size in KiB of the free huge pages, their number.
         reboot: files by which the distribution asks for a reboot, that are there.
-        evacuated: names of the guests that evacuate took away.
+        evacuated: the ``guests`` that were taken away, ``by`` which playbook, and what the host was ``before``.
     """
 
     os: t.Mapping[str, str]
@@ -99,7 +99,7 @@ class Stack:
     memory: t.Mapping[str, int | None]
     hugepages: t.Mapping[int, int]
     reboot: tuple[str, ...]
-    evacuated: tuple[str, ...] | None
+    evacuated: t.Mapping[str, t.Any] | None
 
 
 def read_kvm(tree: Tree, kernel: str | None) -> Kvm:
@@ -271,10 +271,15 @@ def _hugepages(tree: Tree) -> t.Iterator[tuple[int, int]]:
             yield int(size.group(1)), free
 
 
-def _evacuated(tree: Tree) -> tuple[str, ...] | None:
+def _evacuated(tree: Tree) -> dict[str, t.Any] | None:
     if not tree.exists(RECORD):
         return None
     with contextlib.suppress(ValueError, TypeError, KeyError):
-        guests = json.loads(tree.text(RECORD, MIB) or "")["guests"]
-        return tuple(sorted(str(name) for name in guests))
-    return ()  # a record that cannot be read still says that the host is to stay empty
+        record = json.loads(tree.text(RECORD, MIB) or "")
+        guests = sorted(str(name) for name in record["guests"])
+        return {"guests": guests, "by": str(record["by"]), "before": record.get("before")}
+    return {
+        "guests": [],
+        "by": "unknown",
+        "before": None,
+    }  # a record that cannot be read still says that the host is to stay empty

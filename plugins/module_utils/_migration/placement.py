@@ -21,12 +21,19 @@ class Problem(Exception):
     """This one guest cannot be placed; the others can."""
 
 
-def place(declared: t.Sequence[Guest], found: t.Mapping[str, t.Sequence[Guest] | None]) -> dict[str, t.Any]:
+def place(
+    declared: t.Sequence[Guest],
+    found: t.Mapping[str, t.Sequence[Guest] | None],
+    evacuated: t.Container[str] = (),
+    keep_cpu: bool = False,
+) -> dict[str, t.Any]:
     """What every host has to do so that each guest is where its ``host`` says.
 
     Args:
         declared: the inventory's ``phyllome_guests``.
         found: the guests that ``phyllome_vm_info`` returned, by host; None for a host that did not answer.
+        evacuated: hosts that are to stay empty: a guest that belongs there stays where it is.
+        keep_cpu: what the fleet's CPUs have in common is not known now, so a guest that has it keeps what it has.
 
     Returns:
         By host: ``moves`` ({guest, destination}, at the guest's source), ``guests`` (what
@@ -45,12 +52,13 @@ def place(declared: t.Sequence[Guest], found: t.Mapping[str, t.Sequence[Guest] |
         try:
             if times[str(guest.get("name"))] > 1:
                 raise Problem("it is declared more than once. Keep one entry in phyllome_guests.")
-            where = _locate(guest, found, seen)
+            where = _locate(guest, found, seen, evacuated)
             source, destination = where or (wanted, wanted)
             if source != destination:
                 work[source]["moves"].append({"guest": guest["name"], "destination": destination})
             if source != destination or guest.get("state") != "absent" or where:
-                entry = {key: value for key, value in guest.items() if key != "host"}
+                kept = {"host", "cpu"} if keep_cpu and where and of_fleet(guest.get("cpu")) else {"host"}
+                entry = {key: value for key, value in guest.items() if key not in kept}
                 work[source]["guests"].append(entry)
         except Problem as problem:
             # a host that does not answer cannot tell
@@ -64,6 +72,7 @@ def _locate(
     guest: Guest,
     found: t.Mapping[str, t.Sequence[Guest] | None],
     seen: t.Mapping[str, t.Mapping[str, Guest]],
+    evacuated: t.Container[str],
 ) -> tuple[str, str] | None:
     """The host that has the guest and the host that shall have it; None when nobody has it.
 
@@ -102,8 +111,12 @@ def _locate(
                 f"it was found nowhere, but it may be on {', '.join(silent)}, which did not answer. "
                 "Repair the host, or remove it from the inventory when it is gone for good."
             )
+        if wanted in evacuated and guest.get("state") != "absent":
+            raise Problem(
+                f"its host {wanted} is evacuated, and nothing new is put there. Run phyllome.virt.restore first."
+            )
         return None
-    journal = next((other["migration"] for other in here.values() if _unfinished(other)), None)
+    journal = next((other["migration"] for other in here.values() if unfinished(other)), None)
     if journal and journal["source"] in here and (len(here) > 1 or journal["destination"] == wanted):
         return journal["source"], journal["destination"]
     if len(here) > 1:
@@ -112,11 +125,61 @@ def _locate(
             "Look which one is right and undefine the other one; nothing was touched."
         )
     host = next(iter(here))
-    if guest.get("state") == "absent":
+    if guest.get("state") == "absent" or wanted in evacuated:
         return host, host
     return host, wanted
 
 
-def _unfinished(guest: Guest) -> bool:
+def of_fleet(cpu: t.Any) -> bool:
+    """Whether a guest's ``cpu`` says that it is what the whole fleet can do."""
+    return "fleet" in (cpu, cpu.get("mode") if isinstance(cpu, t.Mapping) else None)
+
+
+def moves(
+    names: t.Sequence[str],
+    to: str,
+    found: t.Mapping[str, t.Sequence[Guest] | None],
+    declared: t.Sequence[Guest] | None = None,
+    evacuated: t.Collection[str] = (),
+) -> dict[str, t.Any]:
+    """What every host has to do so that the named guests are at one host.
+
+    Args:
+        names: of the guests, whoever made them.
+        to: the host.
+        found: as for ``place``.
+        declared: the inventory's guests when these have gone away and come back: one that is declared elsewhere goes
+            there, one that does not exist any more is nobody's loss. None when each name has to be there.
+        evacuated: hosts that are to stay empty.
+
+    Returns:
+        ``moves`` ({guest, destination}) by source, ``problems``, and ``at`` (guest → where it belongs).
+    """
+    at = dict.fromkeys(names, to)
+    at.update({str(one["name"]): str(one.get("host")) for one in declared or () if one.get("name") in at})
+    entries, problems = [], []
+    for name in dict.fromkeys(names):
+        uuids = {one["uuid"] for guests in found.values() for one in guests or () if one["name"] == name}
+        silent = any(guests is None for guests in found.values())
+        if len(uuids) > 1:
+            problems.append(
+                f"Guest {name} is left alone: there are {len(uuids)} guests of that name. Rename all but one."
+            )
+        elif uuids:
+            entries.append({"name": name, "host": at[name], "uuid": next(iter(uuids)), "adopt": True})
+        elif silent:
+            entries.append({"name": name, "host": at[name]})
+        elif declared is None:
+            problems.append(f"Guest {name} is on none of {', '.join(found)}. Correct its name.")
+    work = place(entries, found, evacuated)
+    return {
+        "moves": {host: todo["moves"] for host, todo in work.items()},
+        "problems": problems + [problem for todo in work.values() for problem in todo["problems"]],
+        "at": at,
+    }
+
+
+def unfinished(guest: Guest) -> bool:
+    """Whether a move of the guest was begun and did not end."""
     migration = guest.get("migration")
     return migration is not None and migration["phase"] != "done"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ansible_collections.phyllome.virt.plugins.module_utils._core.names import guest_uuid
-from ansible_collections.phyllome.virt.plugins.module_utils._migration.placement import place
+from ansible_collections.phyllome.virt.plugins.module_utils._migration.placement import moves, place
 
 
 def there(name="web", *, uuid=None, owned=True, migration=None):
@@ -97,3 +97,51 @@ def test_adoption_happens_only_where_the_guest_is():
     adopted = {"name": "web", "host": "beta", "adopt": True}
     assert work(adopted, beta=[there(owned=False, uuid="1-2")])["beta"]["guests"] == [{"name": "web", "adopt": True}]
     assert work(adopted, alpha=[there(owned=False, uuid="1-2")])["beta"]["problems"]
+
+
+def test_nothing_goes_to_a_host_that_is_to_stay_empty():
+    declared = [
+        {"name": "web", "host": "alpha"},
+        {"name": "new", "host": "alpha"},
+        {"name": "old", "host": "alpha", "state": "absent"},
+    ]
+    got = place(declared, {"alpha": [], "beta": [there()]}, ["alpha"])
+    assert got["beta"] == {"moves": [], "guests": [{"name": "web"}], "problems": []}
+    assert "its host alpha is evacuated" in got["alpha"]["problems"][0] and len(got["alpha"]["problems"]) == 1
+    # what is there still stays there, and what belongs elsewhere goes
+    assert place(declared[:1], {"alpha": [there()], "beta": []}, ["alpha"])["alpha"]["guests"] == [{"name": "web"}]
+    got = place([{"name": "web", "host": "beta"}], {"alpha": [there()], "beta": []}, ["alpha"])
+    assert got["alpha"]["moves"] == [{"guest": "web", "destination": "beta"}]
+
+
+def test_named_guests_move_whoever_made_them():
+    found = {"alpha": [there(owned=False, uuid="1-2"), there("db")], "beta": [there("in")], "gamma": None}
+    got = moves(["web", "in", "web"], "beta", found)
+    assert got["moves"] == {"alpha": [{"guest": "web", "destination": "beta"}], "beta": [], "gamma": []}
+    assert got["problems"] == []
+
+
+@pytest.mark.parametrize(
+    ("names", "to", "found", "words"),
+    [
+        (["no"], "beta", {"alpha": [], "beta": []}, "Guest no is on none of alpha, beta"),
+        (["no"], "beta", {"alpha": None, "beta": []}, "it may be on alpha, which did not answer"),
+        (["web"], "beta", {"alpha": [there()], "beta": None}, "its host beta did not answer"),
+        (["web"], "delta", {"alpha": [there()], "beta": []}, "not a host of the group"),
+        (["web"], "beta", {"alpha": [there()], "beta": [there(uuid="1-2")]}, "there are 2 guests of that name"),
+    ],
+)
+def test_named_guests_that_cannot_move(names, to, found, words):
+    got = moves(names, to, found)
+    assert words in " ".join(got["problems"]) and not any(got["moves"].values())
+
+
+def test_guests_that_come_back_go_where_the_inventory_says_and_who_is_gone_is_gone():
+    found = {"alpha": [], "beta": [there("a"), there("b"), there("c")], "gamma": []}
+    declared = [{"name": "b", "host": "gamma"}, {"name": "c", "host": "beta"}]
+    got = moves(["a", "b", "c", "gone"], "alpha", found, declared)
+    assert got["problems"] == []
+    assert got["moves"]["beta"] == [{"guest": "a", "destination": "alpha"}, {"guest": "b", "destination": "gamma"}]
+    assert got["at"]["b"] == "gamma"
+    silent = moves(["gone"], "alpha", {**found, "gamma": None}, declared)
+    assert "may be on gamma" in silent["problems"][0]

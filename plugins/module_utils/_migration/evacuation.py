@@ -1,0 +1,322 @@
+# Copyright: Contributors to the phyllome.virt project
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Where the guests of a host can go when it has to be empty. Pure.
+
+Each guest moves once, and no guest of another host moves to make room. Either there is a place for all, or none moves.
+
+PRIVATE to the collection: no promise of stability for users outside of it.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import os
+import typing as t
+
+from .._host.compare import guest_reasons
+from .placement import unfinished
+from .plan import grown, shown_size
+
+Facts = t.Mapping[str, t.Any]
+Room = dict[str, int]
+
+OVERHEAD = 64 << 20
+"""Bytes that a QEMU takes besides its guest's memory."""
+TRIES = 20_000
+"""Placements that are tried before the search gives up: with the most difficult guests first it rarely takes one each."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Unit:
+    """Guests that go together.
+
+    Attributes:
+        names: of the guests.
+        needs: what they take, by destination.
+        against: what stands against each other host, in words.
+    """
+
+    names: tuple[str, ...]
+    needs: t.Mapping[str, Room]
+    against: t.Mapping[str, tuple[str, ...]]
+
+    @property
+    def memory(self) -> int:
+        return max((need.get("memory", 0) for need in self.needs.values()), default=0)
+
+
+def evacuate(
+    host: str,
+    found: t.Mapping[str, t.Sequence[Facts] | None],
+    facts: t.Mapping[str, Facts | None],
+    together: t.Sequence[t.Sequence[str]] = (),
+    apart: t.Sequence[t.Sequence[str]] = (),
+    running_only: bool = False,
+) -> dict[str, t.Any]:
+    """Who goes where.
+
+    Args:
+        host: the one to empty.
+        found: guests by host, as phyllome_vm_info told; None for a host that did not answer.
+        facts: ``phyllome_host`` by host; None likewise.
+        together: groups of guests that are never to be on different hosts.
+        apart: groups of guests of which no two are ever to be on one host.
+        running_only: leave guests that are off where they are.
+
+    Returns:
+        ``moves`` by destination ({guest, source, destination}; the biggest first), ``guests`` (names of all that
+        go, sorted), ``bytes`` of their disks and ``problems``; with a problem nothing moves.
+    """
+    here = found.get(host)
+    if here is None:
+        return _nothing([f"{host} did not answer, so its guests are not known. Repair it, and run again."])
+    problems: list[str] = []
+    goers = [guest for guest in here if not (running_only and guest["state"] in ("stopped", "crashed"))]
+    free = {
+        other: room(one)
+        for other, one in facts.items()
+        if other != host and one is not None and found.get(other) is not None and one.get("evacuated") is None
+    }
+    pinned: dict[str, str] = {}
+    for guest in goers:
+        pin = _pinned(guest, host, found, free, problems)
+        if pin:
+            pinned[guest["name"]] = pin
+    there = {
+        name: other
+        for other, guests in found.items()
+        if other != host
+        for name in (one["name"] for one in guests or ())
+    }
+    if goers and not free and not pinned:
+        problems.append(
+            f"There is no other host that answers and is not evacuated, so the guests of {host} have nowhere to go."
+        )
+    rest = [guest for guest in goers if guest["name"] not in pinned]
+    there.update(pinned)
+    own = facts.get(host)
+    if own is None and rest:
+        problems.append(f"What {host} is could not be found out. Run this as root, and phyllome.virt.site first.")
+    if problems or own is None:
+        return _nothing(problems) if problems or rest else _answer(pinned, {}, goers, host)
+    units = [
+        _unit(members, own, {other: facts[other] or {} for other in free}, there, together, apart)
+        for members in _joined(rest, together)
+    ]
+    chosen = _search(units, free, apart, problems)
+    if problems:
+        return _nothing(problems)
+    return _answer(pinned, chosen, goers, host)
+
+
+def _nothing(problems: list[str]) -> dict[str, t.Any]:
+    return {"moves": {}, "guests": [], "bytes": 0, "problems": problems}
+
+
+def _answer(
+    pinned: t.Mapping[str, str], chosen: t.Mapping[str, str], goers: t.Sequence[Facts], host: str
+) -> dict[str, t.Any]:
+    """The moves: first those that were begun, then the biggest, so that the last one does not take the longest."""
+    moves: dict[str, list[dict[str, t.Any]]] = {}
+    where = {**pinned, **chosen}
+    for guest in sorted(goers, key=lambda one: (one["name"] not in pinned, -_bytes(one), one["name"])):
+        name = guest["name"]
+        moves.setdefault(where[name], []).append({"guest": name, "source": host, "destination": where[name]})
+    return {"moves": moves, "guests": sorted(where), "bytes": sum(map(_bytes, goers)), "problems": []}
+
+
+def _bytes(guest: Facts) -> int:
+    return sum(_size(disk) for disk in guest["disks"])
+
+
+def _size(disk: Facts) -> int:
+    return int(disk.get("allocation") or disk.get("capacity") or 0)
+
+
+def _pinned(
+    guest: Facts,
+    host: str,
+    found: t.Mapping[str, t.Sequence[Facts] | None],
+    free: t.Container[str],
+    problems: list[str],
+) -> str | None:
+    """Where a move that was begun goes: it may be under way still, though whoever began it is gone."""
+    name, journal = guest["name"], guest.get("migration") or {}
+    others = [
+        other
+        for other, guests in found.items()
+        if other != host and any(one["uuid"] == guest["uuid"] for one in guests or ())
+    ]
+    if unfinished(guest) and journal["source"] == host and (others or journal["destination"] in free):
+        destination = str(journal["destination"])
+        if found.get(destination) is None:
+            problems.append(
+                f"A move of {name} to {destination} was begun, and {destination} does not answer. Repair it, and run again."
+            )
+        return destination
+    if unfinished(guest) and others:
+        problems.append(f"A move of {name} from {journal['source']} to {journal['destination']} was begun and is not finished. "
+                        f"Finish it: phyllome.virt.migrate -e guest={name} -e to={journal['destination']}.")  # fmt: skip
+    elif others:
+        problems.append(f"Guest {name} is on {host} and on {', '.join(others)}, and no move of ours explains that.")
+    return None
+
+
+def room(facts: Facts) -> Room:
+    """What a host has left, by resource: bytes of memory and of each file system with pools, numbers of huge pages."""
+    capacity = facts["capacity"]
+    left: Room = {"memory": capacity["memory"]["free"] or 0}
+    for pages in capacity["hugepages"]:
+        left[f"pages of {pages['size']} KiB"] = pages["free"]
+    for pool in capacity["pools"] or ():
+        key = _space(pool)
+        left[key] = min(left.get(key, pool["available"]), pool["available"])
+    return left
+
+
+def _space(pool: Facts) -> str:
+    return f"space of file system {pool['filesystem'] or pool['name']}"
+
+
+def needs(guest: Facts, claim: Facts, target: Facts) -> Room:
+    """What a guest takes of a host, by resource as in ``room``."""
+    want: Room = collections.Counter()
+    if claim["active"]:
+        page = claim["hugepage"]
+        want["memory"] += OVERHEAD + (0 if page else claim["memory"])
+        if page:
+            want[f"pages of {page} KiB"] += -(-claim["memory"] // (page * 1024))
+    pools = {pool["path"]: pool for pool in target["capacity"]["pools"] or ()}
+    for disk in guest["disks"]:
+        pool = pools.get(os.path.dirname(disk["path"] or ""))
+        if pool:
+            want[_space(pool)] += grown(_size(disk))
+    return dict(want)
+
+
+def _joined(guests: t.Sequence[Facts], together: t.Sequence[t.Sequence[str]]) -> list[list[Facts]]:
+    """The guests in groups of those that must not be separated."""
+    group = {guest["name"]: {guest["name"]} for guest in guests}
+    for names in together:
+        members = [name for name in names if name in group]
+        merged = {name for member in members for name in group[member]}
+        for name in merged:
+            group[name] = merged
+    by_name = {guest["name"]: guest for guest in guests}
+    sets = {id(members): sorted(members) for members in group.values()}
+    return [[by_name[name] for name in members] for members in sorted(sets.values())]
+
+
+def _unit(
+    members: t.Sequence[Facts],
+    own: Facts,
+    others: t.Mapping[str, Facts],
+    there: t.Mapping[str, str],
+    together: t.Sequence[t.Sequence[str]],
+    apart: t.Sequence[t.Sequence[str]],
+) -> _Unit:
+    names = {guest["name"] for guest in members}
+    partners = {there[name] for group in together if names & {*group} for name in group if name in there}
+    against: dict[str, tuple[str, ...]] = {}
+    want: dict[str, Room] = {}
+    claims = {claim["uuid"]: claim for claim in own["capacity"]["guests"] or ()}
+    inside = [f"{one} and {other} are to be apart and together" for one, other in _enemies(names, names, apart)]
+    for other, facts in others.items():
+        said = [*inside]
+        if partners and partners != {other}:
+            said.append(f"who belongs together with it is on {', '.join(sorted(partners))}")
+        present = [name for name, where in there.items() if where == other]
+        said += [f"{two} is there, from which {one} is to be apart" for one, two in _enemies(names, present, apart)]
+        total: Room = collections.Counter()
+        for guest in members:
+            said += [one["what"] for one in guest_reasons(guest, own, facts)]
+            claim = claims.get(guest["uuid"])
+            if claim:
+                total.update(needs(guest, claim, facts))
+        against[other] = tuple(dict.fromkeys(said))
+        want[other] = dict(total)
+    return _Unit(tuple(sorted(names)), want, against)
+
+
+def _enemies(
+    names: t.Collection[str], others: t.Collection[str], apart: t.Sequence[t.Sequence[str]]
+) -> t.Iterator[tuple[str, str]]:
+    for group in apart:
+        for one in sorted({*names} & {*group}):
+            for other in sorted({*others} & {*group}):
+                if one < other or (one != other and other not in names):
+                    yield one, other
+
+
+def _fits(need: Room, left: Room) -> bool:
+    return all(left.get(key, 0) >= amount for key, amount in need.items())
+
+
+def _search(
+    units: t.Sequence[_Unit], free: t.Mapping[str, Room], apart: t.Sequence[t.Sequence[str]], problems: list[str]
+) -> dict[str, str]:
+    """A host for each guest. Depth first, the most difficult unit first, on the host that keeps the most memory."""
+    for unit in units:
+        if all(unit.against[other] or not _fits(unit.needs[other], free[other]) for other in free):
+            problems.append(_hopeless(unit, free))
+    if problems or not units:
+        return {}
+    order = sorted(units, key=lambda unit: (sum(not said for said in unit.against.values()), -unit.memory, unit.names))
+    left = {other: dict(room) for other, room in free.items()}
+    chosen: list[str] = []
+    tries = 0
+
+    def place(number: int) -> bool:
+        nonlocal tries
+        if number == len(order):
+            return True
+        unit = order[number]
+        for other in sorted(left, key=lambda name: (-left[name].get("memory", 0), name)):
+            tries += 1
+            if tries > TRIES:
+                return False
+            present = [name for done, where in zip(order, chosen) if where == other for name in done.names]
+            if unit.against[other] or not _fits(unit.needs[other], left[other]):
+                continue
+            if next(_enemies(unit.names, present, apart), None):
+                continue
+            for key, amount in unit.needs[other].items():
+                left[other][key] -= amount
+            chosen.append(other)
+            if place(number + 1):
+                return True
+            chosen.pop()
+            for key, amount in unit.needs[other].items():
+                left[other][key] += amount
+        return False
+
+    if place(0):
+        return {name: where for unit, where in zip(order, chosen) for name in unit.names}
+    total = sum(unit.memory for unit in units)
+    rooms = ", ".join(f"{other} {shown_size(one.get('memory', 0))}" for other, one in sorted(free.items()))
+    problems.append(
+        f"Each guest could go somewhere, but no place was found for all of them at once: they need {shown_size(total)} of memory, "
+        f"free are {rooms}. Shut some down, make room, or loosen phyllome_together and phyllome_apart."
+    )
+    return {}
+
+
+def _hopeless(unit: _Unit, free: t.Mapping[str, Room]) -> str:
+    said = []
+    for other, room_left in sorted(free.items()):
+        whys = list(unit.against[other])
+        if not whys:
+            whys = [
+                f"it has {_amount(key, room_left.get(key, 0))} of {key}, {_amount(key, amount)} are needed"
+                for key, amount in unit.needs[other].items()
+                if room_left.get(key, 0) < amount
+            ]
+        said.append(f"{other}: {'; '.join(whys)}")
+    return f"Guest {' with '.join(unit.names)} has nowhere to go. {'. '.join(said)}."
+
+
+def _amount(key: str, amount: int) -> str:
+    return str(amount) if key.startswith("pages") else shown_size(amount)

@@ -901,8 +901,12 @@ options:
         type: int
   autostart:
     description:
-      - Whether the guest starts together with the host. libvirt starts such guests in no particular order.
-    type: bool
+      - Whether the guest starts together with the host. With V(true) libvirt starts it, in no particular order.
+      - A dictionary gives it a place in an order instead. C(order) is a number, and lower ones start first. C(delay) is how many seconds
+        are waited afterwards before guests of a higher number start, V(0) by default. Within a number the names decide.
+      - An order needs the unit that the role P(phyllome.virt.hypervisor#role) installs, and a guest of the system.
+      - A guest that is moved starts together with its new host, in the same place of the order there.
+    type: raw
   adopt:
     description:
       - Whether a guest that this module did not make may be changed or removed. Its disks are not ours even then, and are not deleted.
@@ -1095,6 +1099,17 @@ EXAMPLES = r"""
     filesystems:
       - id: projects
         source: /srv/projects
+
+- name: A database, and ten seconds after it what needs it, whenever the host starts
+  phyllome.virt.phyllome_vm:
+    guests:
+      - name: database
+        autostart:
+          order: 1
+          delay: 10
+      - name: web
+        autostart:
+          order: 2
 
 - name: Many guests at once
   phyllome.virt.phyllome_vm:

@@ -85,6 +85,9 @@ guests:
     autostart:
       description: Whether it starts together with the host.
       type: bool
+    autostart_order:
+      description: C(order) and C(delay) of a guest that starts with the host in an order; null without.
+      type: dict
     type:
       description: V(kvm), or V(qemu) for an emulated guest.
       type: str

@@ -9,7 +9,8 @@ DOCUMENTATION = r"""
 module: vm_migrate
 short_description: Move a guest to another host without losing it
 description:
-  - Moves a guest from the host it runs on to another one, with its disks, its UEFI variables, its TPM, its autostart flag and its metadata.
+  - Moves a guest from the host it runs on to another one, with its disks, its UEFI variables, its TPM, its metadata, and whether and in
+    which order it starts with its host.
     No shared storage is needed.
   - The guest is copied peer-to-peer over TLS or ssh, arrives paused, and is resumed only after the source is known to have given it up.
     So there is never a moment at which it runs on both hosts.

@@ -255,7 +255,8 @@ class Apply:
             self._connection.storagePoolLookupByTargetPath(os.path.dirname(path)).refresh()
 
     def _autostart(self, change: Change) -> None:
-        self._found.setAutostart(int(change.after))
+        if change.args["flag"] is not None:
+            self._found.setAutostart(int(change.args["flag"]))
 
     def _start(self, change: Change) -> None:
         self._found.createWithFlags(0)

@@ -73,6 +73,23 @@ class Origin:
 
 
 @dataclasses.dataclass(frozen=True)
+class Order:
+    """A guest's place among those that start with the host.
+
+    Attributes:
+        order: lower ones start first.
+        delay: seconds to wait afterwards, before those of a higher order start.
+    """
+
+    order: int
+    delay: int = 0
+
+    def as_dict(self) -> dict[str, int]:
+        """As users write it."""
+        return {"order": self.order, "delay": self.delay}
+
+
+@dataclasses.dataclass(frozen=True)
 class Marker:
     """Our element in the domain's metadata.
 
@@ -84,6 +101,7 @@ class Marker:
         install: ``begun`` while a system is being installed, ``done`` when that ended; None without an installation.
         origin: of a clone.
         plugs: plug-in rules; their devices are never in the definition.
+        order: of a guest that starts with the host in an order.
     """
 
     profile: str | None
@@ -93,6 +111,7 @@ class Marker:
     install: str | None = None
     origin: Origin | None = None
     plugs: tuple[plug.Rule, ...] = ()
+    order: Order | None = None
 
     def volume(self, disk: str) -> Volume | None:
         """Our file of that disk."""
@@ -130,6 +149,10 @@ class Marker:
         root.set("protected", "yes" if self.protected else "no")
         if self.install:
             root.set("install", self.install)
+        if self.order is not None:
+            # roles/hypervisor/files/autostart.py reads them
+            root.set("autostart-order", str(self.order.order))
+            root.set("autostart-delay", str(self.order.delay))
         for device in self.devices:
             xml.child(root, f"{namespace}device", None, id=device)
         for volume in self.volumes:
@@ -161,7 +184,13 @@ def marker(root: Element) -> Marker | None:
         install=found.get("install"),
         origin=_origin(xml.first(found, f"{{{xml.GUEST_NS}}}origin")),
         plugs=plug.rules(root),
+        order=_order(found),
     )
+
+
+def _order(found: Element) -> Order | None:
+    order = found.get("autostart-order")
+    return None if order is None else Order(int(order), int(found.get("autostart-delay", "0")))
 
 
 def _origin(found: Element | None) -> Origin | None:
@@ -297,7 +326,8 @@ def report(guest: t.Any, addresses: t.Sequence[str]) -> dict[str, t.Any]:
             "volumes": [volume.path for volume in ours.volumes] if ours else [],
         },
         "persistent": guest.persistent,
-        "autostart": guest.autostart,
+        "autostart": guest.autostart or (ours is not None and ours.order is not None),
+        "autostart_order": ours.order.as_dict() if ours and ours.order else None,
         "type": now.get("type"),
         "machine": _MACHINE.read(now),
         "memory": DOMAIN[""][0].read(now),

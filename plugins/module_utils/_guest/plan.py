@@ -14,6 +14,7 @@ import typing as t
 
 from .._core.errors import PhyllomeError
 from . import (
+    autostart,
     domain,
     plan_devices,
     plan_disks,
@@ -60,8 +61,8 @@ def decide(wanted: Wanted, there: Guest | None, world: World, waits: t.Collectio
     plan_disks.disks(draft)
     plan_disks.secrets(draft)
     plan_first.first_boot(draft)
+    autostart.plan(draft)
     _own(draft)
-    _autostart(draft)
     _boot_orders(draft)
     plan_power.power(draft)
     plan_power.cycle(draft)
@@ -138,12 +139,6 @@ def _own(draft: Draft) -> None:
     devices = tuple(name for name in draft.marker.devices if name in there)
     draft.marker = dataclasses.replace(draft.marker, devices=devices)
     domain.set_marker(draft.root, draft.marker)
-
-
-def _autostart(draft: Draft) -> None:
-    before = draft.there is not None and draft.there.autostart
-    if draft.wanted.autostart is not None and draft.wanted.autostart != before:
-        draft.note("autostart", "autostart", before, draft.wanted.autostart)
 
 
 def _boot_orders(draft: Draft) -> None:

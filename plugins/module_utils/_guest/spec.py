@@ -20,7 +20,7 @@ from .._core import fields
 from .._core.errors import PhyllomeError
 from .._core.names import check_name
 from .._core.units import format_size
-from . import clone_spec, fleet_cpu, install, seed, values, wait
+from . import autostart, clone_spec, fleet_cpu, install, seed, values, wait
 from .overlay import Overlay, overlays
 from .profiles import PROFILES
 from .spec_devices import DEVICE_OPTIONS, Device, accept_device, usb_identity
@@ -67,7 +67,7 @@ GUEST_OPTIONS: dict[str, dict[str, t.Any]] = {
     "clone_from": {"type": "dict", "options": clone_spec.OPTIONS},
     "wait": {"type": "dict", "options": wait.OPTIONS},
     "xml": {"type": "dict", "options": {"guest": {"type": "str"}, "devices": {"type": "dict"}}},
-    "autostart": {"type": "bool"},
+    "autostart": {"type": "raw"},
     "adopt": {"type": "bool"},
     "protected": {"type": "bool"},
     "unmanaged_devices": {"type": "str", "choices": ["keep", "prune"]},
@@ -124,7 +124,7 @@ class Wanted:
     profile: str | None
     fields: t.Mapping[str, t.Mapping[str, t.Any]]
     devices: t.Mapping[str, tuple[Device, ...]]
-    autostart: bool | None
+    autostart: autostart.Autostart | None
     protected: bool | None
     adopt: bool
     prune: bool
@@ -228,7 +228,7 @@ def accept(given: t.Mapping[str, t.Any], everywhere: t.Mapping[str, t.Any] | Non
         profile=options.get("profile"),
         fields=declared,
         devices=devices,
-        autostart=options.get("autostart"),
+        autostart=None if options.get("autostart") is None else autostart.accept(options["autostart"]),
         protected=options.get("protected"),
         adopt=bool(options.get("adopt")),
         prune=options.get("unmanaged_devices") == "prune",

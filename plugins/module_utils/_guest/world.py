@@ -18,6 +18,7 @@ from .._core import virt, xml
 from .._core.errors import PhyllomeError
 from .._core.names import guest_uuid
 from . import build, domain, luks, passthrough, read_host, storage
+from .autostart import STARTER
 from .identity import places, snapshot_folder
 from .plan_power import DRI, VSOCK
 from .read import linked
@@ -169,6 +170,8 @@ class Look:
         if there is None and host is not None:
             files.add(build.store(host, wanted.uuid or guest_uuid(wanted.name)))
         exists = {path: os.path.exists(path) for path in files}
+        if wanted.autostart is not None and wanted.autostart.order is not None:
+            exists[STARTER] = os.path.lexists(STARTER) and not self._session
         images = {
             path: self._image(path, None)
             for disk, path in ((disk, paths.get(disk.id)) for disk in disks)

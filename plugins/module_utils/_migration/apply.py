@@ -19,6 +19,7 @@ import typing as t
 
 from .._core import virt, xml
 from .._core.errors import PhyllomeError
+from .._guest.domain import marker
 from . import files
 from .journal import Mark, Power, Record
 from .judge import ALIVE
@@ -334,7 +335,9 @@ class Mover:
             if mark is not None and mark.phase == "moving":
                 if mark.autostart:
                     domain.setAutostart(1)
-                self.told.identity["autostart"] = bool(domain.autostart())
+                made = marker(xml.parse(domain.XMLDesc(virt.libvirt.VIR_DOMAIN_XML_INACTIVE)))
+                ordered = made is not None and made.order is not None  # it came along, and counts from "done" on
+                self.told.identity["autostart"] = ordered or bool(domain.autostart())
                 write_mark(domain, dataclasses.replace(mark, phase="done", epoch=mark.epoch + 1))
             self.told.identity["metadata"] = True
             self._count_disks(guest, record)

@@ -127,7 +127,8 @@ class Lab:
         states = [change.after for change in decision.plan if change.path == "state"]
         state = states[-1] if states else ("stopped" if there is None else there.state)
         live = copy.deepcopy(config) if state in ("running", "paused") else None
-        autostart = [change.after for change in decision.plan if change.path == "autostart"]
+        flags = [change.args["flag"] for change in decision.plan if change.path == "autostart"]
+        autostart = [flag for flag in flags if flag is not None]
         return self.of(
             config,
             live,

@@ -187,7 +187,7 @@ def test_the_rest(monkeypatch):
     domain = Domain()
     run(
         domain,
-        Change("autostart", "autostart", False, True),
+        Change("autostart", "autostart", False, True, args={"flag": True}),
         step("volume.remove", file="/d"),
         step("undefine", flags=7),
     )
@@ -275,7 +275,7 @@ class World:
         return self.decisions[self.seen - 1]
 
 
-AUTOSTART = Change("autostart", "autostart", False, True)
+AUTOSTART = Change("autostart", "autostart", False, True, args={"flag": True})
 LOOK: typing.Any = types.SimpleNamespace(connection=None, fleeting=False, forget_images=lambda: None)
 
 

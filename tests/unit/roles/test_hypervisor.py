@@ -316,12 +316,12 @@ def test_two_authorities():
 
 
 def test_what_gives_usb_devices_to_guests_is_written_where_it_is_not_as_it_should_be():
-    files = [{"path": item["path"], "text": f"{item['path']} ä\n"} for item in TABLES["__hypervisor_plug_files"]]
+    files = [{"path": item["path"], "text": f"{item['path']} ä\n"} for item in TABLES["__hypervisor_program_files"]]
     paths = [item["path"] for item in files]
     there = [f"{hashlib.sha1(item['text'].encode()).hexdigest()}  {item['path']}" for item in files]
 
     def missing(lines):
-        found = template("__hypervisor_plug_missing", files=lines, __hypervisor_plug_files=files)
+        found = template("__hypervisor_program_missing", files=lines, __hypervisor_program_files=files)
         return [item["path"] for item in found]
 
     assert missing([KVM]) == paths
@@ -333,7 +333,7 @@ def test_what_gives_usb_devices_to_guests_is_written_where_it_is_not_as_it_shoul
 
 
 def test_the_program_that_is_installed_is_the_one_that_phyllome_vm_runs():
-    program = TABLES["__hypervisor_plug_files"][0]
+    program = TABLES["__hypervisor_program_files"][0]
     room = ROLE.parents[1] / "plugins" / "module_utils" / "_guest"
     assert f'PROGRAM = "{program["path"]}"' in (room / "passthrough.py").read_text(encoding="utf-8")
     assert "plugins/module_utils/_guest/plug.py" in program["text"] and (room / "plug.py").is_file()

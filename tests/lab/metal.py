@@ -31,10 +31,10 @@ from .qmp import Qmp
 
 MACHINES = STATE / "metal"
 PREFIX = "phyllome-metal-"
-#: Seconds; about three times what was measured on two cores that others use as well.
-BOOT, RESUME = 900, 180
+#: Seconds; several times what was seen where eight others used the two cores as well.
+BOOT, RESUME = 1800, 900
 #: The part of a command line that a machine has from its boot loader's configuration.
-CMDLINE = f"root=UUID={image.ROOT_UUID} ro console=ttyS0"
+CMDLINE = f"root=UUID={image.ROOT_UUID} ro {image.WORDS}"
 
 #: Joins the machine's cgroup.
 _START = 'echo $$ > "$0/cgroup.procs" && exec "$@"'
@@ -143,8 +143,11 @@ def saved() -> Path:
     return cache.made("metal-saved", digest, _save)
 
 
-#: Waits for the end of booting and has what every test needs read from the disk once.
-_SETTLE = "systemctl is-system-running --wait && python3 -c 'import json, zipfile, subprocess' && sync"
+#: Waits for the end of booting, asks libvirt once, which takes it long only then, and reads what every test needs.
+_SETTLE = """\
+systemctl is-system-running --wait && virsh capabilities >/dev/null && virsh domcapabilities >/dev/null &&
+python3 -c 'import json, zipfile, subprocess, libvirt, lxml.etree' && sync
+"""
 
 
 def _save(folder: Path) -> None:
@@ -298,8 +301,10 @@ class Machine:
 
     def _answer(self, timeout: float, plug: bool) -> None:
         """Wait until the machine answers; set its clock, and plug in what is still missing."""
-        deadline = time.monotonic() + timeout
-        while not self._greets():
+        started = time.monotonic()
+        deadline = started + timeout
+        # one that took long to come up will also take long to greet, and longer if it is asked all the time
+        while not self._greets(10 + (time.monotonic() - started) / 4):
             if not self.running:
                 raise LabError(f"{self.record.name} went off: {self._log('qemu.log')}{self._log('console.log')}")
             if time.monotonic() > deadline:
@@ -314,9 +319,12 @@ class Machine:
         )
         self.run(["sh", "-c", script, "sh", str(len(hardware.LATE) if plug else 0)], timeout=timeout)
 
-    def _greets(self) -> bool:
+    def _greets(self, patience: float) -> bool:
         """Whether the machine's sshd says hello: QEMU itself takes every connection, whoever listens behind it."""
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=10) as probe:
+        with (
+            contextlib.suppress(OSError),
+            socket.create_connection(("127.0.0.1", self.port), timeout=patience) as probe,
+        ):
             return probe.recv(4) == b"SSH-"
         return False
 
@@ -399,9 +407,9 @@ class Machine:
             "ControlMaster": "auto",
             "ControlPersist": "600s",
             "ControlPath": self.record.folder / "ssh-%p-%r",
-            "ConnectTimeout": 60,
+            "ConnectTimeout": 180,
             "ServerAliveInterval": 15,
-            "ServerAliveCountMax": 6,
+            "ServerAliveCountMax": 20,
         }
         return [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
 
@@ -425,7 +433,7 @@ class Machine:
     # -- commands and files -----------------------------------------------------------------------
 
     def run_bytes(
-        self, argv: Sequence[str], *, input: bytes | None = None, check: bool = True, timeout: float = 300
+        self, argv: Sequence[str], *, input: bytes | None = None, check: bool = True, timeout: float = 900
     ) -> subprocess.CompletedProcess[bytes]:
         """Run a program in the machine as root, by ssh; its output is not decoded."""
         command = [*self.ssh(), shlex.join(argv)]
@@ -439,7 +447,7 @@ class Machine:
         return done
 
     def run(
-        self, argv: Sequence[str], *, input: str | None = None, check: bool = True, timeout: float = 300
+        self, argv: Sequence[str], *, input: str | None = None, check: bool = True, timeout: float = 900
     ) -> subprocess.CompletedProcess[str]:
         """Run a program in the machine as root. LabError if it fails and `check` is set."""
         data = None if input is None else input.encode()

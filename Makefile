@@ -25,7 +25,7 @@ test-fleet: setup  ## playbooks on a fleet of container hosts
 test-metal: setup  ## the same on emulated bare machines with an IOMMU
 	@$(PYTHON) tests/tools/suites.py metal
 
-test: setup  ## lint, test-unit and test-fleet; closes with "N passed, N failed"
+test: setup  ## lint, test-unit, test-fleet and test-metal; closes with "N passed, N failed"
 	@$(PYTHON) tests/tools/suites.py all
 
 demo: setup  ## watch a guest move between two hosts of a throw-away fleet

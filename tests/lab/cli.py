@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 
-from . import base, counter, fleet, hardware, metal
+from . import base, counter, fleet, hardware, linux, metal
 from .cache import say
 from .errors import LabError
 from .fleet import Fleet
@@ -75,6 +75,8 @@ def _build(options: argparse.Namespace) -> None:
     del options
     base.ready()
     counter.images()
+    linux.images()
+    metal.saved()
 
 
 def _gc(options: argparse.Namespace) -> None:
@@ -187,7 +189,7 @@ def parser() -> argparse.ArgumentParser:
         ("exec", _exec, "run a command in a host without the network, with its exact exit status"),
     ):
         command(name, run, text, parents=[of_host]).add_argument("command", nargs=argparse.REMAINDER)
-    command("build", _build, "only make the caches of fleets")
+    command("build", _build, "only make the caches")
     command("gc", _gc, "remove what crashed labs have left")
     command("clean", _clean, "remove all fleets and machines of this checkout, so that its cache can go")
     main = commands

@@ -126,6 +126,13 @@ def test_groups_are_as_the_machine_is_wired(seen: Seen) -> None:
     assert by_device == {address: by_group.get(address) for address in seen.hardware}
 
 
+def test_each_device_names_the_unit_it_is_behind(seen: Seen) -> None:
+    units = {unit["name"] for unit in seen.facts["iommu"]["units"]}
+    found = {device["iommu_unit"] for device in seen.facts["devices"] if device["group"] is not None}
+    assert found == units
+    assert len(units) == (seen.facts["iommu"]["state"] == "on")
+
+
 def test_what_the_host_stands_on_is_guarded(seen: Seen) -> None:
     disk, nic = seen.hazards("root-disk"), seen.hazards("management-nic")
     assert disk["root_fs"]["severity"] == "never"
@@ -179,15 +186,18 @@ def test_classes_have_names(seen: Seen) -> None:
 
 @only_the_saved
 def test_virtual_functions_that_are_switched_on(seen: Seen) -> None:
-    """Last of its machine: it changes the hardware."""
     before = seen.device("sriov")
     assert (before["sriov"]["totalvfs"], before["sriov"]["numvfs"], before["sriov"]["vfs"]) == (2, 0, [])
     assert seen.device("ssd")["sriov"] is None
     folder = f"/sys/bus/pci/devices/{before['address']}"
     script = 'echo 0 > "$0/sriov_drivers_autoprobe" && echo 2 > "$0/sriov_numvfs"'
     seen.bare.machine.run(["sh", "-c", script, folder])
+    try:
+        now = Seen.of(seen.name, seen.bare)
+    finally:
+        script = 'echo 0 > "$0/sriov_numvfs" && echo 1 > "$0/sriov_drivers_autoprobe"'
+        seen.bare.machine.run(["sh", "-c", script, folder])
 
-    now = Seen.of(seen.name, seen.bare)
     functions = sorted(set(now.hardware) - set(seen.hardware))
     parent = now.device("sriov")
     assert len(functions) == 2

@@ -62,7 +62,7 @@ def lint() -> dict[str, bool]:
 
 
 def start_lab() -> subprocess.Popen[bytes] | None:
-    """Build the lab's bases while other things run; the fleet's fixtures wait for them by themselves."""
+    """Build what the labs start from while other things run; their fixtures wait for it by themselves."""
     lab = ROOT / "tests" / "lab" / "lab"
     if not lab.exists():
         return None
@@ -85,7 +85,7 @@ def main(suite: str) -> int:
     start = time.monotonic()
     if suite == "all":
         lab = start_lab()
-        outcome = {**lint(), **unit(), **finish_lab(lab), **folder("fleet")}
+        outcome = {**lint(), **unit(), **finish_lab(lab), **folder("fleet"), **folder("metal")}
     elif suite == "unit":
         outcome = unit()
     else:

@@ -21,13 +21,13 @@ from .._core.plan import Change, Plan
 from .._core.sysfs import Tree
 from .._iommu.judge import is_vfio
 from . import spec
-from .groups import said
+from .groups import refusal, said
 from .images import KEPT, Images
 from .kernel import Drive, Hung, Kernel, drive, functions
-from .ledger import LEDGER, File, Ledger, Stuck, digest
+from .ledger import LEDGER, File, Ledger, Stuck, digest, read_ledger
 from .persistence import RULES, files
 from .plan import Result, Row, Todo, next_boot, plan
-from .read import World, read
+from .read import World, hanging, read
 
 
 def body(params: dict[str, t.Any], check_mode: bool) -> dict[str, t.Any]:
@@ -44,7 +44,9 @@ def converge(wanted: spec.Wanted, check_mode: bool, kernel: Kernel) -> dict[str,
         check_mode: whether to stop after the plan.
         kernel: who carries it out.
     """
-    world = read(Tree(wanted.root, "sysfs_root"), wanted.protect)
+    tree = Tree(wanted.root, "sysfs_root")
+    _nothing_hangs(tree)
+    world = read(tree, wanted.protect)
     todo = plan(wanted, world)
     if todo.refused:
         raise _refusal(wanted, world, todo)
@@ -63,6 +65,23 @@ def converge(wanted: spec.Wanted, check_mode: bool, kernel: Kernel) -> dict[str,
     result = _result(todo, rows, world)
     result["next_boot"] = next_boot(rows, ledger, persistent)
     return {**result, "warnings": list(todo.warnings)}
+
+
+def _nothing_hangs(tree: Tree) -> None:
+    """Before anything is read: the kernel keeps a device locked while its driver lets go, and whoever reads waits as well."""
+    hung = hanging(tree, read_ledger(tree))
+    refused = [
+        refusal(address, "stuck", [f"process {each.pid} waits for {each.driver or 'its driver'}", "a reboot ends that"])
+        for address, each in hung.items()
+    ]
+    if refused:
+        facts: dict[str, t.Any] = {name: [] for name in ("devices", "plan", "diff", "hostdevs")}
+        raise PhyllomeError(
+            "Nothing was changed: a driver still does not let go of its device",
+            said(refused),
+            "Reboot this host; until then nothing of its devices is looked at here.",
+            **{**facts, "changed": False, "refused": refused, "reboot_required": True},
+        )
 
 
 def _refusal(wanted: spec.Wanted, world: World, todo: Todo) -> PhyllomeError:

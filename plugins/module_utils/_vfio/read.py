@@ -14,7 +14,7 @@ import typing as t
 
 from .._core.sysfs import Tree
 from .._iommu.facts import gather_from
-from .ledger import Ledger, read_ledger
+from .ledger import Ledger, Stuck, read_ledger
 from .persistence import MAKERS, RULES
 
 _MIB = 1 << 20
@@ -72,7 +72,6 @@ def read(tree: Tree, protect: t.Sequence[str] = ()) -> World:
     maker = facts["boot"]["initramfs"] if facts["boot"]["host_kind"] == "package" else None
     paths = {RULES, *ledger.files, *([MAKERS[maker].path] if maker in MAKERS else ())}
     boot = tree.text(_BOOT) or ""
-    stuck = [each.stuck for each in ledger.devices.values() if each.stuck and each.stuck.boot == boot]
     return World(
         facts,
         devices,
@@ -83,8 +82,18 @@ def read(tree: Tree, protect: t.Sequence[str] = ()) -> World:
         {path: _text(tree, path) for path in sorted(paths)},
         maker if maker in MAKERS else None,
         boot,
-        frozenset(each.pid for each in stuck if tree.exists(f"proc/{each.pid}/stat")),
+        frozenset(each.pid for each in hanging(tree, ledger).values()),
     )
+
+
+def hanging(tree: Tree, ledger: Ledger) -> dict[str, Stuck]:
+    """By address, what was stuck in this boot and still is."""
+    boot = tree.text(_BOOT) or ""
+    return {
+        address: each.stuck
+        for address, each in ledger.devices.items()
+        if each.stuck and each.stuck.boot == boot and tree.exists(f"proc/{each.stuck.pid}/stat")
+    }
 
 
 def _text(tree: Tree, path: str) -> str | None:

@@ -335,9 +335,7 @@ class Mover:
             if mark is not None and mark.phase == "moving":
                 if mark.autostart:
                     domain.setAutostart(1)
-                made = marker(xml.parse(domain.XMLDesc(virt.libvirt.VIR_DOMAIN_XML_INACTIVE)))
-                ordered = made is not None and made.order is not None  # it came along, and counts from "done" on
-                self.told.identity["autostart"] = ordered or bool(domain.autostart())
+                self.told.identity["autostart"] = starts_with_host(domain)
                 write_mark(domain, dataclasses.replace(mark, phase="done", epoch=mark.epoch + 1))
             self.told.identity["metadata"] = True
             self._count_disks(guest, record)
@@ -510,6 +508,12 @@ class Mover:
                     files.remove_tpm(connection, path, self.op)
                 else:
                     files.remove(connection, path, self.op)
+
+
+def starts_with_host(domain: t.Any) -> bool:
+    """Whether a guest starts with its host: by libvirt's flag, or by its place in an order, which comes along."""
+    made = marker(xml.parse(domain.XMLDesc(virt.libvirt.VIR_DOMAIN_XML_INACTIVE)))
+    return bool(domain.autostart()) or (made is not None and made.order is not None)
 
 
 def write_mark(domain: t.Any, mark: Mark | None) -> None:

@@ -22,7 +22,7 @@ import typing as t
 from .._core import virt, xml
 from .._core.errors import PhyllomeError
 from . import devices, files, stream
-from .apply import TPM_STATES, Mover, set_mark, undefine_flags, write_mark
+from .apply import TPM_STATES, Mover, set_mark, starts_with_host, undefine_flags, write_mark
 from .journal import Mark, Power, Record
 from .judge import ALIVE
 from .plan import grown, pieces
@@ -404,7 +404,7 @@ class Cold:
             if record is not None:
                 record = self.pair.journal.save(dataclasses.replace(record, phase="handed"))
         with virt.saying(f"Cannot finish the move of {view.name} on {there.name}"):
-            self.told.identity["autostart"] = bool(domain.autostart())
+            self.told.identity["autostart"] = starts_with_host(domain)
             self.told.identity["metadata"] = True
             if record is not None:
                 self._report(record)

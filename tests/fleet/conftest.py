@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import json
 import pathlib
 import typing as t
 
@@ -131,9 +132,29 @@ def bare(tmp_path_factory: pytest.TempPathFactory, installed: None) -> t.Iterato
 
 
 @dataclasses.dataclass
+class Checkup:
+    """A run of the check-up, and what it wrote."""
+
+    run: runner.Run
+    report: dict[str, t.Any]
+    page: str
+
+
+def checkup(site: Site) -> Checkup:
+    """Check the fleet up, with a host in the inventory that is not there."""
+    inventory = yaml.safe_load(site.inventory([]).read_text())
+    inventory["phyllome_hosts"]["hosts"]["gone"] = {"ansible_host": "127.0.0.1", "ansible_ssh_args": "-o Port=9"}
+    path, folder = site.folder / "checkup.yml", site.folder / "checkup"
+    path.write_text(yaml.safe_dump(inventory))
+    run = runner.playbook("phyllome.virt.checkup", path, "-e", f"checkup_dir={folder}")
+    return Checkup(run, json.loads((folder / "checkup.json").read_text()), (folder / "checkup.html").read_text())
+
+
+@dataclasses.dataclass
 class Built:
     """The first runs on the bare hosts."""
 
+    checkup: Checkup
     web: dict[str, t.Any]
     check: runner.Run
     packages_before: list[str]
@@ -144,7 +165,8 @@ class Built:
 
 @pytest.fixture(scope="session")
 def built(bare: Site) -> Built:
-    """Check mode on the bare hosts, then two real runs with one guest on alpha."""
+    """The check-up and check mode on the bare hosts, then two real runs with one guest on alpha."""
+    checked = checkup(bare)
     web = bare.guest("web", "alpha", autostart=True)
     fleet_files = ["sh", "-c", "dpkg -l | sort; find /etc /srv /root -xdev -type f | sort | xargs md5sum"]
 
@@ -155,7 +177,7 @@ def built(bare: Site) -> Built:
     check = bare.whole([web], "--check", "--diff")
     after = everything()
     first = bare.whole([web], "--diff")
-    return Built(copy.deepcopy(web), check, before, after, first, bare.whole([web]))
+    return Built(checked, copy.deepcopy(web), check, before, after, first, bare.whole([web]))
 
 
 @pytest.fixture(scope="session")

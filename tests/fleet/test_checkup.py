@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import json
-
-import yaml
-
-from ansible_collections.phyllome.virt.tests.fleet import runner
-from ansible_collections.phyllome.virt.tests.fleet.conftest import Site
+from ansible_collections.phyllome.virt.tests.fleet.conftest import Built, Checkup, Site, checkup
 
 
-def test_the_checkup_changes_nothing_and_writes_data_and_a_page(bare: Site) -> None:
-    inventory = yaml.safe_load(bare.inventory([]).read_text())
-    inventory["phyllome_hosts"]["hosts"]["gone"] = {"ansible_host": "127.0.0.1", "ansible_ssh_args": "-o Port=9"}
-    path = bare.folder / "checkup.yml"
-    path.write_text(yaml.safe_dump(inventory))
-    folder = bare.folder / "checkup"
-    run = runner.playbook("phyllome.virt.checkup", path, "-e", f"checkup_dir={folder}")
+def look(checked: Checkup) -> None:
+    """What is so on bare hosts and on Phyllome hosts."""
     for host in ("alpha", "beta"):
-        counters = run.stats[host]
-        assert (counters["changed"], counters["failures"], counters["unreachable"]) == (0, 0, 0), run.messages()
-    report = json.loads((folder / "checkup.json").read_text())
-    found = {host["name"]: [finding["code"] for finding in host["findings"]] for host in report["hosts"]}
+        counters = checked.run.stats[host]
+        assert (counters["changed"], counters["failures"], counters["unreachable"]) == (0, 0, 0), checked.run.messages()
+    found = {host["name"]: [finding["code"] for finding in host["findings"]] for host in checked.report["hosts"]}
     assert found["gone"] == ["no_answer"]
     assert "container" in found["alpha"] and "container" in found["beta"]  # as the fleet's hosts are
-    assert report["fleet"]["domains"] == [["alpha"], ["beta"]]  # bare hosts have no libvirt yet
-    page = (folder / "checkup.html").read_text()
-    assert all(f"<h2>{name} " in page for name in found)
+    assert all(f"<h2>{name} " in checked.page for name in found)
+
+
+def test_the_checkup_of_bare_hosts_changes_nothing_and_writes_data_and_a_page(built: Built) -> None:
+    look(built.checkup)
+    assert built.checkup.report["fleet"]["domains"] == [["alpha"], ["beta"]]  # they have no libvirt yet
+
+
+def test_the_checkup_tells_which_guest_can_go_where(site: Site) -> None:
+    checked = checkup(site)
+    look(checked)
+    fleet = checked.report["fleet"]
+    assert (fleet["domains"], fleet["pairs"], fleet["drift"]) == ([["alpha", "beta"]], [], [])
+    assert {guest["name"]: guest["can"] for guest in fleet["guests"]}["web"] == ["beta"]

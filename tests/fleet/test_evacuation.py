@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import time
 import typing as t
@@ -46,7 +47,8 @@ class Three(Site):
 @pytest.fixture(scope="module")
 def three(tmp_path_factory: pytest.TempPathFactory, installed: None) -> t.Iterator[Three]:
     """Three Phyllome hosts; twelve guests on alpha, one of them off, and one on beta."""
-    with Fleet.create(["alpha", "beta", "gamma"], base="ready") as fleet:
+    name = f"three-{os.getpid()}"  # the two hosts of all other tests are up meanwhile
+    with Fleet.create(["alpha", "beta", "gamma"], name=name, base="ready") as fleet:
         for host in fleet.hosts:
             host.put(counter.images() / "counter.qcow2", IMAGE)
         site = Three(fleet, tmp_path_factory.mktemp("three"), checksum())

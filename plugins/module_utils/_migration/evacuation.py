@@ -106,7 +106,7 @@ def evacuate(
         _unit(members, own, {other: facts[other] or {} for other in free}, there, together, apart)
         for members in _joined(rest, together)
     ]
-    chosen = _search(units, free, apart, problems)
+    chosen = _search(units, free, {other: _unclaimed(facts[other] or {}) for other in free}, apart, problems)
     if problems:
         return _nothing(problems)
     return _answer(pinned, chosen, goers, host)
@@ -175,6 +175,12 @@ def room(facts: Facts) -> Room:
         key = _space(pool)
         left[key] = min(left.get(key, pool["available"]), pool["available"])
     return left
+
+
+def _unclaimed(facts: Facts) -> int:
+    """Bytes of memory that no running guest claims: unlike what is free at the moment, the same when it is looked at again."""
+    memory = facts["capacity"]["memory"]
+    return int(memory["total"] or 0) - int(memory["claimed"] or 0)
 
 
 def _space(pool: Facts) -> str:
@@ -256,9 +262,13 @@ def _fits(need: Room, left: Room) -> bool:
 
 
 def _search(
-    units: t.Sequence[_Unit], free: t.Mapping[str, Room], apart: t.Sequence[t.Sequence[str]], problems: list[str]
+    units: t.Sequence[_Unit],
+    free: t.Mapping[str, Room],
+    unclaimed: t.Mapping[str, int],
+    apart: t.Sequence[t.Sequence[str]],
+    problems: list[str],
 ) -> dict[str, str]:
-    """A host for each guest. Depth first, the most difficult unit first, on the host that keeps the most memory."""
+    """A host for each guest. Depth first, the most difficult unit first, on the host with the most memory unclaimed."""
     for unit in units:
         if all(unit.against[other] or not _fits(unit.needs[other], free[other]) for other in free):
             problems.append(_hopeless(unit, free))
@@ -266,6 +276,7 @@ def _search(
         return {}
     order = sorted(units, key=lambda unit: (sum(not said for said in unit.against.values()), -unit.memory, unit.names))
     left = {other: dict(room) for other, room in free.items()}
+    calm = dict(unclaimed)
     chosen: list[str] = []
     tries = 0
 
@@ -274,7 +285,7 @@ def _search(
         if number == len(order):
             return True
         unit = order[number]
-        for other in sorted(left, key=lambda name: (-left[name].get("memory", 0), name)):
+        for other in sorted(left, key=lambda name: (-calm[name], name)):
             tries += 1
             if tries > TRIES:
                 return False
@@ -285,12 +296,14 @@ def _search(
                 continue
             for key, amount in unit.needs[other].items():
                 left[other][key] -= amount
+            calm[other] -= unit.needs[other].get("memory", 0)
             chosen.append(other)
             if place(number + 1):
                 return True
             chosen.pop()
             for key, amount in unit.needs[other].items():
                 left[other][key] += amount
+            calm[other] += unit.needs[other].get("memory", 0)
         return False
 
     if place(0):

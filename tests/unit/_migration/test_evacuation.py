@@ -43,6 +43,16 @@ def test_guests_are_spread_over_what_is_free_and_the_biggest_go_first():
     assert got["moves"]["gamma"][0]["source"] == "alpha"
 
 
+def test_what_is_free_at_the_moment_does_not_change_who_goes_where():
+    guests, claims = [guest(name) for name in "abcd"], [claim(name) for name in "abcd"]
+    frees = [(20 * GIB, 21 * GIB), (21 * GIB, 20 * GIB)]
+    first, second = (
+        where(work(guests, claims, {"beta": host("beta", free=one), "gamma": host("gamma", free=other)}))
+        for one, other in frees
+    )
+    assert first == second and set(first.values()) == {"beta", "gamma"}
+
+
 def test_an_empty_host_needs_no_other():
     assert work([], [], {}) == {"moves": {}, "guests": [], "bytes": 0, "problems": []}
 

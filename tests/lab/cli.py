@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 
-from . import base, counter, fleet, hardware, linux, metal
+from . import base, counter, fleet, hardware, image, linux, metal
 from .cache import say
 from .errors import LabError
 from .fleet import Fleet
@@ -76,7 +76,7 @@ def _build(options: argparse.Namespace) -> None:
     base.ready()
     counter.images()
     linux.images()
-    metal.saved()
+    image.image()  # not booted yet: that wants the processors for itself, as the first machine that comes up has them
 
 
 def _gc(options: argparse.Namespace) -> None:

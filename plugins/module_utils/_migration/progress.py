@@ -15,7 +15,8 @@ import time
 import typing as t
 
 from .._core.errors import PhyllomeError
-from .journal import LOCKS, Busy, Journal
+from . import journal
+from .journal import Busy, Journal
 
 _APPEARS = 5.0
 """Seconds within which the run that holds the lock has told who it is."""
@@ -32,9 +33,11 @@ class Progress:
     """
 
     def __init__(
-        self, directory: str = LOCKS, begun: t.Callable[[str, str | None, str], None] = lambda path, op, what: None
+        self,
+        directory: str | None = None,
+        begun: t.Callable[[str, str | None, str], None] = lambda path, op, what: None,
     ) -> None:
-        self._directory = directory
+        self._directory = directory or journal.LOCKS
         self._begun = begun
         self._told: dict[str, t.Any] = {}
         self._path = ""

@@ -249,5 +249,5 @@ def test_every_failure_says_what_to_do(runs):
         in said["busy"]
     )
     assert f"phyllome_passthrough: not bound at the next boot: {B}. Something else" in said["unproven"]
-    # ansible-core 2.21 says of a loop as a whole only this much; the reason has its test with the filter
+    # seen on ansible-core 2.21: only this of a loop as a whole; vfio_bind has the reason tested in tests/unit/_vfio
     assert any(words in said["chosen-wrong"] for words in ("yields 2 devices", "One or more items failed"))

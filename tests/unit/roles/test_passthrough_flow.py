@@ -170,14 +170,11 @@ class Played:
                 if result.get("failed"):
                     items = [item for item in result.get("results", []) if item.get("failed")]
                     said.setdefault(host, []).extend(str(one.get("msg")) for one in (items or [result]))
-                    if not items:  # a loop that fails as a whole says why elsewhere, depending on the core
-                        said[host].append(json.dumps(result.get("results", "")))
-                        said[host].append(json.dumps(result.get("exception", "")))
         return {
             name: {
                 **json.loads((self.folder / f"{name}.json").read_text()),
                 "changed": report["stats"][name]["changed"],
-                "said": " ".join(text for text in said.get(name, []) if text != '""'),
+                "said": " ".join(said.get(name, [])),
             }
             for name in MACHINES
         }

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import time
+import typing as t
 
 import results
 import venvs
@@ -19,10 +21,15 @@ import venvs
 ROOT = venvs.ROOT
 LAB_LOG = venvs.CACHE / "logs" / "lab-build.log"
 MAIN = venvs.CACHE / "venv" / "bin"
+CPUS = str(os.cpu_count() or 1)
+#: Long tests of pure functions, to which one ansible-core is as good as another.
+PURE = ("test_corpus.py", "test_fuzz.py", "test_properties.py")
+#: What a laboratory's suite is run with. A fleet mostly waits, so two work side by side, each for whole files.
+LABS = {"fleet": ("-n", "2", "--dist", "loadfile"), "metal": (), "bench": ()}
 
 
-def pytest(name: str, python: pathlib.Path, *arguments: str) -> bool:
-    """Run pytest, its result called ``name``; return whether all is well."""
+def pytest(name: str, python: pathlib.Path, *arguments: str, log: t.IO[bytes] | None = None) -> subprocess.Popen[bytes]:
+    """Start pytest, its result called ``name``."""
     command = [
         str(python), "-m", "pytest", f"--junit-xml={results.path(name)}", "-p", "no:cacheprovider",
         *arguments,
@@ -34,7 +41,7 @@ def pytest(name: str, python: pathlib.Path, *arguments: str) -> bool:
         "PYTHONPATH": str(venvs.CACHE / "pythonpath"),
         "PYTHONDONTWRITEBYTECODE": "1",
     }
-    return subprocess.run(command, cwd=ROOT, env=environment).returncode == 0
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
 
 
 def unit() -> dict[str, bool]:
@@ -42,18 +49,32 @@ def unit() -> dict[str, bool]:
     for core in venvs.installed():
         print(f"== unit tests, ansible-core {core.version}", flush=True)
         name = f"unit-{core.version}"
-        more = [] if core.main else ["-q", "--no-header"]
-        outcome[name] = pytest(name, core.bin / "python", "-n", str(os.cpu_count() or 1), *more, "tests/unit")
+        more = [] if core.main else ["-q", "--no-header", *(f"--ignore-glob=*/{file}" for file in PURE)]
+        outcome[name] = pytest(name, core.bin / "python", "-n", CPUS, *more, "tests/unit").wait() == 0
     return outcome
 
 
-def folder(name: str, *arguments: str) -> dict[str, bool]:
-    """A suite that needs a lab, under the main environment only."""
-    if not any((ROOT / "tests" / name).rglob("test_*.py")):
-        print(f"== tests/{name} holds no tests yet", flush=True)
-        return {}
+def lab_pytest(name: str, log: t.IO[bytes] | None = None) -> subprocess.Popen[bytes]:
+    """Start a suite that needs a lab, under the main environment only."""
     print(f"== {name}", flush=True)
-    return {name: pytest(name, MAIN / "python", "-v", *arguments, f"tests/{name}")}
+    return pytest(name, MAIN / "python", "-v", *LABS[name], f"tests/{name}", log=log)
+
+
+def labs() -> dict[str, bool]:
+    """The fleet and, at the same time, the bare machines; what is said of these comes second."""
+    log = venvs.CACHE / "logs" / "metal.log"
+    with open(log, "wb") as file:
+        metal = lab_pytest("metal", file)
+    fleet = lab_pytest("fleet")
+    try:
+        outcome = {"fleet": fleet.wait() == 0, "metal": metal.wait() == 0}
+    finally:
+        for suite in (fleet, metal):  # asked to end, pytest takes its lab down
+            if suite.poll() is None:
+                suite.send_signal(signal.SIGINT)
+                suite.wait()
+    print(log.read_text(errors="replace"), flush=True)
+    return outcome
 
 
 def lint() -> dict[str, bool]:
@@ -66,7 +87,6 @@ def start_lab() -> subprocess.Popen[bytes] | None:
     lab = ROOT / "tests" / "lab" / "lab"
     if not lab.exists():
         return None
-    (venvs.CACHE / "logs").mkdir(exist_ok=True)
     with open(LAB_LOG, "wb") as log:
         return subprocess.Popen([str(lab), "build"], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
@@ -83,13 +103,14 @@ def finish_lab(build: subprocess.Popen[bytes] | None) -> dict[str, bool]:
 
 def main(suite: str) -> int:
     start = time.monotonic()
+    (venvs.CACHE / "logs").mkdir(exist_ok=True)
     if suite == "all":
         lab = start_lab()
-        outcome = {**lint(), **unit(), **finish_lab(lab), **folder("fleet"), **folder("metal")}
+        outcome = {**lint(), **unit(), **finish_lab(lab), **labs()}
     elif suite == "unit":
         outcome = unit()
     else:
-        outcome = folder(suite)
+        outcome = {suite: lab_pytest(suite).wait() == 0}
     total = results.Count()
     for name, good in outcome.items():
         count = results.count(name)

@@ -11,7 +11,6 @@ import typing as t
 from ansible.errors import AnsibleFilterError
 
 from ansible_collections.phyllome.virt.plugins.module_utils._core.errors import PhyllomeError
-from ansible_collections.phyllome.virt.plugins.module_utils._iommu.judge import is_vfio
 from ansible_collections.phyllome.virt.plugins.module_utils._vfio.spec import select
 
 DOCUMENTATION = r"""
@@ -52,19 +51,11 @@ _value:
   elements: str
 """
 
-_OF_A_GUEST = ("other_guest", "opened")
-
 
 def passthrough_devices(devices: t.Any, expression: str, expect_count: int | None = None) -> list[str]:
     """See DOCUMENTATION."""
-    known = [
-        {**device, "hazards": [one for one in device["hazards"] if one["code"] not in _OF_A_GUEST]}
-        if is_vfio(device["driver"])
-        else device
-        for device in devices
-    ]
     try:
-        return list(select(expression, {"devices": known}, expect_count))
+        return list(select(expression, {"devices": devices}, expect_count))
     except PhyllomeError as exc:
         raise AnsibleFilterError(f"phyllome_passthrough: {exc}") from exc
 

@@ -49,6 +49,8 @@ options:
     description:
       - JMESPath over C(ansible_facts.phyllome_iommu.devices), yielding addresses. The facts are taken anew by this module.
       - Ask for what a device is, not for its driver, which is another one afterwards.
+      - That a guest uses a device which is with VFIO is no hazard here, so that C([?!hazards].address) yields the same before and after
+        the guest was started.
       - Needs the Python library C(jmespath) on the target.
       - Mutually exclusive with O(devices).
     type: str

@@ -15,6 +15,7 @@ import typing as t
 from .._core.errors import PhyllomeError
 from .._core.names import check_path
 from .._core.sysfs import PCI_ADDRESS
+from .._iommu.judge import is_vfio
 
 State = t.Literal["bound", "unbound", "original"]
 
@@ -33,6 +34,7 @@ LOST: dict[str, str] = {  # word of consent → what it gives up
     "no_reset": "it keeps the state, and perhaps the data, of one user for the next",
 }
 CONSENT = tuple(LOST)
+_OF_A_GUEST = ("other_guest", "opened")
 ARGUMENTS: dict[str, t.Any] = {
     "devices": {"type": "list", "elements": "str"},
     "select": {"type": "str"},
@@ -168,7 +170,7 @@ def find(device: str, facts: t.Mapping[str, t.Any]) -> str:
 
 
 def select(expression: str, facts: t.Mapping[str, t.Any], expected: int | None) -> tuple[str, ...]:
-    """The addresses that a JMESPath over the devices yields.
+    """The addresses that a JMESPath over the devices yields: the same before and after a guest was given what they name.
 
     Raises:
         PhyllomeError: the library is not there, the expression is none, or it does not yield what is expected.
@@ -183,7 +185,7 @@ def select(expression: str, facts: t.Mapping[str, t.Any], expected: int | None) 
             "Install it (python3-jmespath on Debian, Fedora and EL, python-jmespath on Arch), or name devices.",
         ) from exc
     try:
-        found = jmespath.search(expression, facts["devices"])
+        found = jmespath.search(expression, [_as_before(one) for one in facts["devices"]])
     except JMESPathError as exc:
         raise PhyllomeError(
             f"select: {expression!r} is no JMESPath", " ".join(str(exc).split()), "See https://jmespath.org/."
@@ -203,3 +205,10 @@ def select(expression: str, facts: t.Mapping[str, t.Any], expected: int | None) 
             "Correct the expression or expect_count; devices of a host change when cards are added or removed.",
         )
     return unique
+
+
+def _as_before(device: t.Mapping[str, t.Any]) -> t.Mapping[str, t.Any]:
+    """A device as it is while no guest uses it: that one does is what it was bound for."""
+    if not is_vfio(device["driver"]):
+        return device
+    return {**device, "hazards": [one for one in device["hazards"] if one["code"] not in _OF_A_GUEST]}

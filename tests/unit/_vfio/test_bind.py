@@ -395,8 +395,12 @@ def test_a_device_that_got_another_driver_meanwhile_is_left_alone_by_the_undo(q3
     assert q35.driver(NIC) == "uio_pci_generic" and not q35.path(LEDGER).exists()
 
 
-def test_the_undo_does_not_take_a_device_from_a_guest(q35: Sim) -> None:
-    q35.do(devices=[NIC])
+def test_the_undo_does_not_take_a_device_from_a_guest_and_a_selection_still_yields_it(q35: Sim) -> None:
+    free: dict[str, t.Any] = {
+        "select": "[?class_name=='ethernet' && vendor=='8086' && device=='10d3' && !hazards].address",
+        "expect_count": 3,
+    }
+    q35.do(False, **free)
     group = q35.path("dev/vfio")
     for number, name in enumerate(("12", "vfio")):
         link = q35.path("proc/3000/fd", str(number))
@@ -407,6 +411,8 @@ def test_the_undo_does_not_take_a_device_from_a_guest(q35: Sim) -> None:
     assert {each["hazard"] for each in refused.facts["refused"]} == {"other_guest"}
     assert "stop the guest first" in str(refused)
     assert not q35.do(devices=[NIC])["changed"] and not group.exists()
+    again = q35.do(False, **free)
+    assert not again["changed"] and {each["result"] for each in again["devices"]} == {"already"}
 
 
 def test_an_undo_without_anything_to_undo_changes_nothing(q35: Sim) -> None:

@@ -40,6 +40,12 @@ MACHINES: dict[str, tuple[dict[str, t.Any], dict[str, t.Any]]] = {
     "chosen": ({}, {"phyllome_passthrough": [{"select": "[?class_name=='nvme'].address", "expect_count": 1}]}),
     "chosen-wrong": ({}, {"phyllome_passthrough": [{"select": "[].address", "expect_count": 1}]}),
     "back": ({"bound": [A], "persistent": [A]}, {"phyllome_passthrough": [{"state": "original"}]}),
+    # what goes back needs no IOMMU, and does not bring one back that is on its way out
+    "back-off": ({"iommu": "off", "bound": [A], "persistent": [A]}, {"phyllome_passthrough": [{"state": "original"}]}),
+    "back-fading": (
+        {"bound": [A], "persistent": [A], "configured": False, "argument": True},
+        {"phyllome_passthrough": [{"state": "original"}]},
+    ),
     "fading": ({"bound": [A, B], "persistent": [A, B], "configured": False, "argument": True}, BOTH),
 }
 STAND_IN = """
@@ -216,6 +222,8 @@ def test_check_mode_does_nothing_and_foretells_what_changes(runs):
         ("chosen", ["vfio_bind"]),
         ("chosen-wrong", []),
         ("back", ["vfio_bind"]),
+        ("back-off", ["vfio_bind"]),
+        ("back-fading", ["vfio_bind"]),
         ("fading", ["kernel_cmdline", "vfio_bind", "vfio_bind"]),
     ],
 )

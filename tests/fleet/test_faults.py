@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
+import pathlib
 import signal
 import subprocess
 import threading
@@ -12,11 +15,36 @@ import typing as t
 import pytest
 
 from ansible_collections.phyllome.virt.tests.fleet import runner
-from ansible_collections.phyllome.virt.tests.fleet.conftest import SITE, Site
+from ansible_collections.phyllome.virt.tests.fleet.conftest import Site
 from ansible_collections.phyllome.virt.tests.lab.errors import LabError
 
+LIBVIRTD = "/usr/sbin/libvirtd"
 QEMU = "qemu-system-x86_64.*guest=mover"
+UNIT = "^/usr/bin/python3$"
+UNITS = ["systemctl", "list-units", "--plain", "--no-legend", "--state=active", "phyllome-mig-*"]
+IMAGES = "/var/lib/libvirt/images"
 SLOW = 1  # MiB/s: long enough to break something in the middle
+
+#: Runs on a host: kills a process as soon as libvirt there says that the guest has stopped, which is when it changes hosts.
+TRIGGER = r"""
+import os, re, sys, libvirt
+def note(dummy, domain, event, detail, opaque):
+    if domain.name() == "mover" and event == libvirt.VIR_DOMAIN_EVENT_SUSPENDED:
+        struck = False
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            with open(f"/proc/{pid}/cmdline", "rb") as stream:
+                line = stream.read().rstrip(b"\0").replace(b"\0", b" ").decode()
+            if re.search(sys.argv[1], line) and int(pid) != os.getpid():
+                os.kill(int(pid), 9)
+                struck = True
+        os._exit(0 if struck else 1)
+libvirt.virEventRegisterDefaultImpl()
+connection = libvirt.openReadOnly(None)
+connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, note, None)
+print("ready", flush=True)
+while True:
+    libvirt.virEventRunDefaultImpl()
+"""
 
 
 class Watch:
@@ -48,133 +76,252 @@ class Watch:
         assert not self.twice, f"{self.name} ran on two hosts at once: {self.twice}"
 
 
-def start_move(site: Site, guests: list[dict[str, t.Any]]) -> subprocess.Popen[bytes]:
-    """Start the playbook and return when the memory or disks of the guest are on their way."""
-    process = subprocess.Popen(
-        ["ansible-playbook", "-i", str(site.inventory(guests)), SITE, "--tags", "guests"],
-        env=runner.environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=(site.folder / "move.log").open("wb"),
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 60
-    while "Outgoing" not in site.fleet.host("alpha").run(["virsh", "domjobinfo", "mover"], check=False).stdout:
-        assert process.poll() is None, (site.folder / "move.log").read_text()
-        assert time.monotonic() < deadline, "the move did not begin"
-        time.sleep(0.05)
-    return process
+class Move:
+    """A move of the guest to the other host, whichever that is."""
+
+    def __init__(self, site: Site, guest: dict[str, t.Any]) -> None:
+        self.site, self.guest = site, guest
+        [self.source] = site.running("mover")
+        self.target = {"alpha": "beta", "beta": "alpha"}[self.source]
+        uri = f"qemu+tls://{site.fleet.host(self.target).address}/system"
+        self.order = {"name": "mover", "source": self.source, "destination": self.target, "destination_uri": uri}
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Have it begun by a controller."""
+        log = self.site.folder / "move.log"
+        self.process = subprocess.Popen(
+            ["ansible", "-i", str(self.site.inventory([])), self.source, "-m", "phyllome.virt.vm_migrate",
+             "-a", json.dumps(self.order)],
+            env=runner.environment(), stdin=subprocess.DEVNULL, stdout=log.open("wb"), stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )  # fmt: skip
+
+    def copying(self) -> None:
+        """Wait until memory or disks of the guest are on their way."""
+        assert self.process
+        deadline = time.monotonic() + 60
+        source = self.site.fleet.host(self.source)
+        while "Outgoing" not in source.run(["virsh", "domjobinfo", "mover"], check=False).stdout:
+            assert self.process.poll() is None, (self.site.folder / "move.log").read_text()
+            assert time.monotonic() < deadline, "the move did not begin"
+            time.sleep(0.05)
+
+    def said(self) -> str:
+        """What the first run said, once it has ended."""
+        assert self.process
+        self.process.wait(timeout=240)
+        return (self.site.folder / "move.log").read_text()
+
+    def kill_the_controller(self) -> None:
+        """As if its machine had lost its power: its workers die as well."""
+        assert self.process
+        children = pathlib.Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        for pid in (self.process.pid, *map(int, children)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+
+    def strike(self, host: str, victim: str, number: signal.Signals = signal.SIGKILL) -> None:
+        """Send a signal to a process as soon as it is there."""
+        where = self.site.fleet.host(host)
+        deadline = time.monotonic() + 30
+        while not where.processes(victim):
+            assert time.monotonic() < deadline, f"{victim} was not to be seen at {host}"
+            time.sleep(0.05)
+        where.kill(victim, number)
+
+    def leftovers(self, host: str) -> list[str]:
+        """Files of the guest in the pool, the retained ones aside."""
+        names = self.site.fleet.host(host).run(["ls", "-A", IMAGES]).stdout.split()
+        return [name for name in names if "mover" in name and "retained" not in name]
 
 
-@pytest.fixture
-def mover(site: Site) -> t.Iterator[dict[str, t.Any]]:
-    """A guest on alpha with enough on its disk for a slow move."""
+@pytest.fixture(scope="module")
+def hurried(site: Site) -> t.Iterator[Site]:
+    """Hosts that notice in 12 s, and not in 30, that another one is silent."""
+    for host in site.fleet.hosts:
+        for name in ("qemu", "libvirtd"):
+            path = f"/etc/libvirt/{name}.conf"
+            host.run(
+                [
+                    "sh",
+                    "-c",
+                    f"cp -a {path} {path}.before; printf 'keepalive_interval = 3\\nkeepalive_count = 3\\n' >> {path}",
+                ]
+            )
+        host.run(["systemctl", "restart", "libvirtd"])
+    yield site
+    for host in site.fleet.hosts:
+        host.run(["sh", "-c", "cd /etc/libvirt; mv qemu.conf.before qemu.conf; mv libvirtd.conf.before libvirtd.conf"])
+        host.run(["systemctl", "restart", "libvirtd"])
+
+
+@pytest.fixture(scope="module")
+def mover(hurried: Site) -> t.Iterator[dict[str, t.Any]]:
+    """A guest with enough on its disk for a slow move. Each test moves it to the other host."""
+    site = hurried
     guest = site.guest("mover", "alpha", autostart=True)
     site.run([guest]).ok()
     disk = site.disk("alpha", "mover")
     site.virsh("alpha", "destroy", "mover")
     site.fleet.host("alpha").run(["qemu-io", "-f", "qcow2", "-c", "write -P 90 16M 24M", disk])
     site.virsh("alpha", "start", "mover")
-    deadline = time.monotonic() + 60
-    while site.counted("alpha", "mover").boots < 2 and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert site.counted("alpha", "mover").boots == 2
+    counts(site, "alpha", 2, 0)
     yield guest
     site.remove("mover")
 
 
-def leftovers(site: Site, host: str) -> list[str]:
-    """Files of the guest that no definition on this host accounts for, the retained ones aside."""
-    names = site.fleet.host(host).run(["ls", "-A", "/var/lib/libvirt/images"]).stdout.split()
-    return [name for name in names if "mover" in name and "retained" not in name]
-
-
-def finish(site: Site, guest: dict[str, t.Any]) -> None:
-    """Run again: the guest is at beta, once, it went on counting, and nothing is left at alpha."""
-    moved = {**guest, "host": "beta"}
-    site.run([moved]).ok()
-    assert site.where("mover") == ["beta"] == site.running("mover")
-    assert leftovers(site, "alpha") == []
-    assert "enable" in site.virsh("beta", "dominfo", "mover").split("Autostart:")[1].split("\n")[0]
-    assert site.run([moved]).ok().changed == {"alpha": 0, "beta": 0}
+def counts(site: Site, host: str, boots: int, more_than: int) -> None:
+    """Wait until the guest has counted further there, after so many boots."""
+    deadline = time.monotonic() + 120
+    while (seen := site.counted(host, "mover")).boots < boots or seen.count <= more_than:
+        assert time.monotonic() < deadline, seen
+        time.sleep(0.2)
+    assert seen.boots == boots
 
 
 @contextlib.contextmanager
-def moving(
-    site: Site, mover: dict[str, t.Any], mib: int = SLOW, restarts: int = 0
-) -> t.Iterator[subprocess.Popen[bytes]]:
-    """A slow move to beta under way; afterwards, at full speed, a run has finished it and nothing was lost.
+def moving(site: Site, guest: dict[str, t.Any], mib: int = SLOW, restarts: int = 0) -> t.Iterator[Move]:
+    """A move to the other host under way; afterwards, at full speed, a run has finished it and nothing was lost.
 
     Args:
         site: the fleet.
-        mover: the guest.
-        mib: speed in MiB a second.
-        restarts: how often it has to be started again, because its memory was lost with its host.
+        guest: its declaration.
+        mib: speed in MiB a second; 0 for a move that only begins in the block.
+        restarts: how often the guest has to be started again, because its memory was lost with its host.
     """
-    before = site.counted("alpha", "mover")
-    site.virsh("alpha", "migrate-setspeed", "mover", str(mib))
+    move = Move(site, guest)
+    source, target = move.source, move.target
+    before = site.counted(source, "mover")
+    site.virsh(source, "migrate-setspeed", "mover", str(mib or 1000))
     with Watch(site, "mover"):
-        process = start_move(site, [{**mover, "host": "beta"}])
-        yield process
-        site.fleet.host("alpha").run(["virsh", "migrate-setspeed", "mover", "1000"], check=False)
-        process.wait(timeout=240)
-        finish(site, mover)
-    deadline = time.monotonic() + 60
-    while (after := site.counted("beta", "mover")).boots < before.boots + restarts and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert after.boots == before.boots + restarts and after.count >= before.count
-
-
-def strike(site: Site, host: str, victim: str, number: signal.Signals = signal.SIGKILL) -> None:
-    """Send a signal to a process as soon as it is there."""
-    deadline = time.monotonic() + 30
-    while not site.fleet.host(host).processes(victim):
-        assert time.monotonic() < deadline, f"{victim} was not to be seen at {host}"
-        time.sleep(0.05)
-    site.fleet.host(host).kill(victim, number)
+        if mib:
+            move.start()
+            move.copying()
+        yield move
+        site.fleet.host(source).run(["virsh", "migrate-setspeed", "mover", "1000"], check=False)
+        move.said()
+        if restarts:  # who declares that it runs has it started
+            moved = {**guest, "host": target}
+            site.run([moved]).ok()
+            assert site.run([moved]).ok().changed == {"alpha": 0, "beta": 0}
+        else:
+            finished = site.module("vm_migrate", source, move.order)
+            assert not finished.get("failed") and finished["classification"] == 2, finished
+            assert site.module("vm_migrate", source, move.order)["changed"] is False
+        assert site.where("mover") == [target] == site.running("mover")
+        assert move.leftovers(source) == []
+        assert move.leftovers(target) == [os.path.basename(site.disk(target, "mover"))]
+        assert "enable" in site.virsh(target, "dominfo", "mover").split("Autostart:")[1].split("\n")[0]
+    counts(site, target, before.boots + restarts, 0 if restarts else before.count)
 
 
 @pytest.mark.parametrize(
-    ("host", "victim"),
-    [
-        ("beta", "/usr/sbin/libvirtd"),
-        ("alpha", "/usr/sbin/libvirtd"),
-        ("beta", QEMU),
-        ("alpha", "^/usr/bin/python3$"),
-    ],
+    ("end", "victim"),
+    [("target", LIBVIRTD), ("source", LIBVIRTD), ("target", QEMU), ("source", UNIT)],
     ids=["libvirtd at the destination", "libvirtd at the source", "QEMU at the destination", "the unit"],
 )
-def test_something_dies_in_the_middle(site: Site, mover: dict[str, t.Any], host: str, victim: str) -> None:
-    with moving(site, mover):
-        strike(site, host, victim)
+def test_something_dies_in_the_middle(hurried: Site, mover: dict[str, t.Any], end: str, victim: str) -> None:
+    with moving(hurried, mover) as move:
+        move.strike(getattr(move, end), victim)
 
 
-def test_a_hanging_qemu_at_the_destination_is_removed(site: Site, mover: dict[str, t.Any]) -> None:
+@pytest.mark.parametrize(
+    ("end", "victim"),
+    [("source", LIBVIRTD), ("source", UNIT), ("target", LIBVIRTD)],
+    ids=["libvirtd at the source", "the unit", "libvirtd at the destination"],
+)
+def test_something_dies_when_the_guest_changes_hosts(
+    hurried: Site, mover: dict[str, t.Any], end: str, victim: str
+) -> None:
+    """Its CPUs have stopped at the source, or it has arrived at the destination and waits to be resumed."""
+    with moving(hurried, mover, mib=0) as move:
+        trigger = subprocess.Popen(
+            hurried.fleet.host(getattr(move, end)).entering(["python3", "-c", TRIGGER, victim]), stdout=subprocess.PIPE
+        )
+        assert trigger.stdout and trigger.stdout.readline() == b"ready\n"
+        move.start()
+        assert trigger.wait(timeout=120) == 0
+
+
+def test_a_hanging_qemu_at_the_destination_is_removed(hurried: Site, mover: dict[str, t.Any]) -> None:
     """libvirt there cannot undo the migration: it waits for a QEMU that answers no more."""
-    with moving(site, mover):
-        strike(site, "beta", QEMU, signal.SIGSTOP)
-        strike(site, "beta", "/usr/sbin/libvirtd")
+    with moving(hurried, mover) as move:
+        move.strike(move.target, QEMU, signal.SIGSTOP)
+        move.strike(move.target, LIBVIRTD)
 
 
-UNITS = ["systemctl", "list-units", "--plain", "--no-legend", "--state=active", "phyllome-mig-*"]
+def test_somebody_aborts_the_migration(hurried: Site, mover: dict[str, t.Any]) -> None:
+    with moving(hurried, mover) as move:
+        hurried.virsh(move.source, "domjobabort", "mover")
+        assert "The migration of mover failed" in move.said()
+        assert hurried.running("mover") == [move.source] and move.leftovers(move.target) == []
 
 
-def test_the_controller_dies_in_the_middle(site: Site, mover: dict[str, t.Any]) -> None:
+def test_the_destination_s_disk_fills_up(hurried: Site, mover: dict[str, t.Any]) -> None:
+    target = Move(hurried, mover).target
+    beside = hurried.fleet.host(target)
+    beside.limit(IMAGES, "64M")
+    try:
+        with moving(hurried, mover) as move:
+            beside.run(["sh", "-c", f"cat /dev/zero > {IMAGES}/filler"], check=False)
+            assert "No space left on device" in move.said()
+            assert hurried.running("mover") == [move.source] and move.leftovers(target) == []
+            beside.unlimit(IMAGES)
+    finally:
+        if "lab-limit" in beside.run(["cat", "/proc/mounts"]).stdout:
+            beside.unlimit(IMAGES)
+
+
+def test_the_controller_dies_in_the_middle(hurried: Site, mover: dict[str, t.Any]) -> None:
     """The move goes on in its unit, and the next run attaches to it."""
-    with moving(site, mover, mib=2) as process:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        unit = site.fleet.host("alpha").run(UNITS).stdout.split()[0]
-        uri = f"qemu+tls://{site.fleet.host('beta').address}/system"
-        moved = {"name": "mover", "destination": "beta", "destination_uri": uri, "source": "alpha"}
-        attached = site.module("vm_migrate", "alpha", moved)
+    with moving(hurried, mover, mib=4) as move:
+        move.kill_the_controller()
+        unit = hurried.fleet.host(move.source).run(UNITS).stdout.split()[0]
+        attached = hurried.module("vm_migrate", move.source, move.order)
         assert attached["changed"] and unit == f"phyllome-mig-{attached['op_id']}.scope"
         assert attached["mode_used"] == "live" and attached["stats"]["migrate_ms"]
-    assert site.fleet.host("alpha").run(UNITS).stdout == ""
+    assert hurried.fleet.host(move.source).run(UNITS).stdout == ""
 
 
-def test_the_last_reply_is_lost(site: Site, mover: dict[str, t.Any]) -> None:
+def test_the_last_reply_is_lost(hurried: Site, mover: dict[str, t.Any]) -> None:
     """What makes stock libvirt run a guest twice: the destination's answer to Finish never arrives."""
-    with moving(site, mover, mib=8) as process, site.fleet.dropping("beta", "alpha", 16514, side="sport"):
-        process.wait(timeout=240)
-        assert site.running("mover") in (["alpha"], ["beta"])
+    with moving(hurried, mover, mib=8) as move:
+        with hurried.fleet.dropping(move.target, move.source, 16514, side="sport"):
+            move.said()
+        assert hurried.running("mover") in ([move.source], [move.target])
+
+
+def test_the_cable_is_pulled_for_longer_than_libvirt_waits(hurried: Site, mover: dict[str, t.Any]) -> None:
+    """Without keep-alives the destination drops its copy; the source undoes the move when it can."""
+    with moving(hurried, mover) as move:
+        target = hurried.fleet.host(move.target)
+        target.link(up=False)
+        deadline = time.monotonic() + 120
+        while "mover" in hurried.guests(move.target):
+            assert time.monotonic() < deadline, "the destination waits for ever"
+            time.sleep(0.5)
+        assert hurried.running("mover") == [move.source]
+        target.link(up=True)
+
+
+def test_the_destination_loses_its_power(hurried: Site, mover: dict[str, t.Any]) -> None:
+    with moving(hurried, mover) as move:
+        hurried.fleet.host(move.target).poweroff()
+        hurried.fleet.boot(move.target)
+        assert hurried.running("mover") == [move.source]
+
+
+def test_the_source_s_qemu_dies(hurried: Site, mover: dict[str, t.Any]) -> None:
+    """What it had on its disk there is the truth, and nothing has moved yet."""
+    with moving(hurried, mover, restarts=1) as move:
+        move.strike(move.source, QEMU)
+
+
+def test_the_source_loses_its_power(hurried: Site, mover: dict[str, t.Any]) -> None:
+    """The guest does not start with it: first it is to be known where it is."""
+    with moving(hurried, mover, restarts=1) as move:
+        hurried.fleet.host(move.source).poweroff()
+        hurried.fleet.boot(move.source)
+        assert hurried.running("mover") == []

@@ -13,6 +13,7 @@ import base64
 import contextlib
 import json
 import os
+import re
 import threading
 import typing as t
 
@@ -30,6 +31,7 @@ try:
 except ImportError:
     libvirt_qemu = None
 
+_QEMU_CONF = "/etc/libvirt/qemu.conf"
 REMEDY = "See the journal of libvirtd (or virtqemud) on that host."
 
 
@@ -74,6 +76,19 @@ def _run_events() -> None:
             libvirt.virEventRunDefaultImpl()
 
 
+def patience() -> tuple[int, int]:
+    """After how many silent seconds this host's libvirt asks another one whether it is there, and how often it asks.
+
+    qemu.conf: keepalive_interval and keepalive_count; what it has as its default where it is switched off, since
+    nobody wants to wait for ever.
+    """
+    set_to = {"interval": 5, "count": 5}
+    with contextlib.suppress(OSError), open(_QEMU_CONF, encoding="utf-8") as stream:
+        found = re.findall(r"^\s*keepalive_(interval|count)\s*=\s*(\d+)", stream.read(), re.MULTILINE)
+        set_to.update({name: int(value) for name, value in found if int(value) > 0})
+    return set_to["interval"], set_to["count"]
+
+
 def _own_runtime(uri: str) -> None:
     """A user's libvirt is where the user's login says; become does not say it, and libvirt would start another one."""
     runtime = f"/run/user/{os.getuid()}"
@@ -88,7 +103,7 @@ def session(uri: str, read_only: bool = False, keep_alive: bool = False) -> t.It
     Args:
         uri: https://libvirt.org/uri.html.
         read_only: enough for facts; a read-only connection cannot see secrets such as the VNC password.
-        keep_alive: deliver events, and notice within 30 s that the other end is gone.
+        keep_alive: deliver events, and notice that the other end is gone as soon as this host's libvirt would.
 
     Raises:
         PhyllomeError: libvirt-python is missing, or the daemon does not answer.
@@ -106,7 +121,7 @@ def session(uri: str, read_only: bool = False, keep_alive: bool = False) -> t.It
         connection = libvirt.openReadOnly(uri) if read_only else libvirt.open(uri)
     if keep_alive:
         with contextlib.suppress(libvirt.libvirtError):  # not every transport has keep-alives
-            connection.setKeepAlive(5, 5)
+            connection.setKeepAlive(*patience())
     try:
         yield connection
     finally:

@@ -30,7 +30,7 @@ from .read import SWTPM, Pair, View
 from .read_guest import Guest, parse_guest
 from .read_guest import guest as read_guest
 from .read_way import address
-from .transfer import POLL, SETTLE, Handover, Job, Monitor, ms, too_slow
+from .transfer import POLL, Handover, Job, Monitor, ms, settle, too_slow
 from .tunnel import sockets, through
 
 TPM_STATES = ("tpm2-00.permall", "tpm-00.permall")
@@ -225,13 +225,14 @@ class Mover:
 
     def _attend(self, view: View, monitor: Monitor) -> None:
         deadline = time.monotonic() + (self.order.timeout or float("inf"))
-        settled = time.monotonic() + SETTLE
+        patience = settle()
+        settled = time.monotonic() + patience
         aborted = False
         before = (view.source.state, view.destination.state, view.source.job)
         while before == (view.source.state, view.destination.state, view.source.job):
             now = time.monotonic()
             if view.source.job == "outgoing":
-                settled = now + SETTLE
+                settled = now + patience
             if now > settled:
                 mark = view.destination.mark
                 if view.source.state in ALIVE and not view.committed and mark and mark.op_id == view.op_id:
@@ -239,7 +240,7 @@ class Mover:
                     return
                 raise PhyllomeError(
                     f"The migration of {view.name} has ended, but {view.destination.host} still waits for it",
-                    f"it is {view.destination.detail} there after {SETTLE:.0f} s",
+                    f"it is {view.destination.detail} there after {patience:.0f} s",
                     f"Look what it is, and destroy it there: virsh destroy {view.name}. "
                     f"On {view.source.host} the guest is {view.source.detail}.",
                 )
@@ -250,7 +251,7 @@ class Mover:
                     with contextlib.suppress(virt.libvirt.libvirtError):
                         self.pair.source.connection.lookupByUUIDString(view.uuid).abortJob()
                     self.failure = too_slow(view.name, self.order.timeout, "it was aborted")
-                aborted, deadline = True, now + SETTLE
+                aborted, deadline = True, now + patience
             if view.source.job == "outgoing":
                 monitor.look()
             time.sleep(POLL)

@@ -30,8 +30,14 @@ LOOK = 0.5
 """Seconds between two looks at a migration: the policy counts a round without progress at most once in each."""
 _MISSED = 0.05
 """Seconds after which the destination is asked, should its event have been lost."""
-SETTLE = 45.0
-"""Seconds that libvirt gets to undo a failed migration: keep-alives take 30 of them."""
+_UNDOES = 15.0
+"""Seconds that libvirt gets to undo a failed migration once it knows."""
+
+
+def settle() -> float:
+    """Seconds that libvirt gets to undo a failed migration; it may have to find out first that the other host is gone."""
+    interval, count = virt.patience()
+    return interval * (count + 1) + _UNDOES
 
 
 class Job:
@@ -69,7 +75,7 @@ class Job:
                 continue
             with contextlib.suppress(virt.libvirt.libvirtError):
                 self._domain.abortJob()
-            self._ended.wait(SETTLE)
+            self._ended.wait(settle())
             if not self._ended.is_set() or self._error is not None:
                 raise stalled(name) if monitor.aborted else too_slow(name, timeout, "it was aborted")
         if self._error is not None:

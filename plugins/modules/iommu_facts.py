@@ -19,6 +19,8 @@ description:
     they can only be given away together. A fact that is needed for this and that cannot be read is a hazard itself,
     V(unknown_…), so that the expression C(!hazards) of JMESPath selects nothing that might be unsafe.
   - Where the IOMMU is off, every cause that is found is named, with its evidence and what to do about it.
+  - A device that is locked for good, since a driver does not let go of it, holds this up for some seconds and is then left
+    alone. It has the hazard V(unknown_driver).
   - Only reads. For a moment it opens disks as if for exclusive use, to see whether the kernel uses them. It starts no
     other program, does not wake up sleeping devices, and reads no more of a file than it can
     have in earnest.
@@ -164,6 +166,10 @@ ansible_facts:
               sample: amd
             vtx:
               description: Whether the CPU offers VT-x or AMD-V.
+              type: bool
+              returned: always
+            nested:
+              description: Whether guests of this host can have guests of their own. Null while KVM is not loaded.
               type: bool
               returned: always
             kernel:
@@ -341,6 +347,11 @@ ansible_facts:
               type: str
               returned: always
               sample: '1043:87d9'
+            revision:
+              description: Revision of the chip, two hexadecimal digits.
+              type: str
+              returned: always
+              sample: a1
             vendor_name:
               description: Name from the distribution's C(pci.ids), where it is installed.
               type: str
@@ -418,6 +429,20 @@ ansible_facts:
               description: The same from newer kernels, which also look at what is not a VGA card.
               type: bool
               returned: always
+            power_state:
+              description: V(D0) when it is on, V(D3hot) or V(D3cold) when it sleeps, V(unknown) before any driver had it.
+              type: str
+              returned: always
+              sample: D0
+            link:
+              description:
+                - Of its link of PCI Express C(speed), in millions of transfers a second on each lane, and C(width), in
+                  lanes, as they are now and at most. Cards slow their links down while they idle; a C(width) below
+                  C(max_width) says that the slot is narrower than the card. Null without a link, and while it sleeps,
+                  since it is not woken up for this.
+              type: dict
+              returned: always
+              sample: {speed: 16000, width: 4, max_speed: 16000, max_width: 16}
             reset_methods:
               description: How the kernel can reset the function by itself, the best way first.
               type: list

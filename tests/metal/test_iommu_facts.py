@@ -209,3 +209,28 @@ def test_virtual_functions_that_are_switched_on(seen: Seen) -> None:
         assert (device["vendor"], device["device"]) == (parent["vendor"], parent["device"])
         assert device["sriov"]["physfn"] == parent["address"]
         assert (address,) in groups
+
+
+def test_a_device_that_is_locked_for_good_does_not_hold_the_facts_up(intel: Bare) -> None:
+    """The sound of the graphics card is open, so its driver does not let go of it, and the kernel keeps it locked."""
+    audio = next(one["address"] for one in intel.machine.devices() if one["qdev_id"] == "gpu-audio")
+    driver = "/sys/bus/pci/drivers/snd_hda_intel"
+    hang = """
+    sound=$(basename "$(ls -d "$1/$2"/sound/card*)")
+    sleep infinity < "/dev/snd/controlC${sound#card}" > /dev/null 2>&1 &
+    echo $!
+    (echo "$2" > "$1/unbind") > /dev/null 2>&1 &
+    until grep -q snd_card_free "/proc/$!/wchan"; do sleep 0.1; done
+    """
+    holder = intel.machine.run(["sh", "-ec", hang, "sh", driver, audio]).stdout.strip()
+    try:
+        facts = intel.facts()
+    finally:
+        free = 'kill "$3"; until [ -e "$1/$2" ]; do echo "$2" > "$1/bind"; sleep 0.1; done'
+        intel.machine.run(["sh", "-c", free, "sh", driver, audio, holder])
+    found = {one["address"]: one for one in facts["devices"]}
+    path = f"/sys/devices/{found[audio]['identity']['path']}"
+    silent = {one["path"] for one in facts["unread"] if one["why"] == "the kernel does not answer"}
+    assert silent and silent <= {f"{path}/uevent", f"{path}/driver_override"}
+    assert "unknown_driver" in {one["code"] for one in found[audio]["hazards"]}
+    assert found[audio]["class_name"] == "audio"

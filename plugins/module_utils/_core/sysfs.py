@@ -16,6 +16,7 @@ import re
 import stat
 import typing as t
 
+from .apart import PATIENCE, SILENCE, Apart, Job, Silent, content
 from .errors import PhyllomeError
 from .names import check_path
 
@@ -23,10 +24,14 @@ PAGE = 4096
 """Bytes: no sysfs attribute is longer (https://docs.kernel.org/filesystems/sysfs.html)."""
 PCI_ADDRESS = re.compile(r"^([0-9a-f]{4,8}):([0-9a-f]{2}):([01][0-9a-f])\.([0-7])\Z")
 """Domain, bus, device, function. A domain behind Intel VMD has five digits."""
+LINK = ("current_link_speed", "current_link_width", "max_link_speed", "max_link_width")
+"""Attributes of a function on PCI Express, of https://docs.kernel.org/ABI/testing/sysfs-bus-pci.html."""
 _NUMBER = re.compile(r"^-?(?:0[xX][0-9a-fA-F]{1,16}|[0-9]{1,20})$")
-# O_NONBLOCK: a named pipe in a captured tree must not hang us, and /dev/kmsg ends there.
-_OPEN = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAX_LINKS = 40  # as the kernel, path_resolution(7)
+# Attributes whose reader waits for whoever has the device locked (device_lock() in uevent_show(), driver_override_show()
+# and sriov_numvfs_show()), resets it, or brings it to another state of power (pci_wait_cfg() and
+# pci_config_pm_runtime_get() of the others). Opening a disk waits for it as well.
+_SLOW = ("config", "driver_override", "sriov_numvfs", "uevent", *LINK)
 UNREAD = "unread.json"
 """In a captured tree: path → why it could not be read on the machine itself."""
 _NO_TEXT = "a name in it is not text"
@@ -44,12 +49,13 @@ class Tree:
         unread: path → why it could not be read; ``missing`` when it is not there.
     """
 
-    def __init__(self, root: str, option: str) -> None:
+    def __init__(self, root: str, option: str, patience: float = PATIENCE) -> None:
         """Look at a directory.
 
         Args:
             root: absolute path.
             option: name of the option that says so, for the message.
+            patience: seconds, see Apart.
 
         Raises:
             PhyllomeError: there is no such directory, or it does not hold ``sys``.
@@ -72,6 +78,7 @@ class Tree:
         self._base = os.path.join(os.path.realpath(root), "")
         self._plain: set[str] = set()
         self._known: dict[str, str] = {}
+        self._apart = Apart(patience)
         self._denied = self._captured_unread() if self._base != "/" else {}
 
     def _captured_unread(self) -> dict[str, str]:
@@ -103,10 +110,10 @@ class Tree:
         if parent is None:
             return self._unread(path, "too many links")
         try:
-            handle = os.open(f"{self._base}{parent}/{name}", _OPEN)
+            return self._content(f"{parent}/{name}", limit)
         except OSError as exc:
             if exc.errno != errno.ELOOP:
-                return self._unread(path, exc)
+                return self._unread(path, f"longer than {limit} bytes" if exc.errno == errno.EFBIG else exc)
             real = self._real(path)  # it is a link, which few files are: hence only now
             if real in (None, path):
                 return self._unread(path, exc)
@@ -114,30 +121,25 @@ class Tree:
             return self._unread(path, self.unread[real]) if data is None else data
         except ValueError as exc:
             return self._unread(path, exc)
-        try:
-            return self._drain(handle, path, limit)
-        except OSError as exc:
-            return self._unread(path, exc)
-        finally:
-            os.close(handle)
 
-    def _drain(self, handle: int, path: str, limit: int) -> bytes | None:
-        parts = []
-        size = 0
-        while size <= limit:
-            try:
-                part = os.read(handle, max(PAGE, min(limit, 1 << 20)) + 1)
-            except BlockingIOError:
-                break
-            except BrokenPipeError:  # /dev/kmsg: records were overwritten meanwhile, the next read goes on
-                continue
-            if not part:
-                break
-            parts.append(part)
-            size += len(part)
-        if size > limit:
-            return self._unread(path, f"longer than {limit} bytes")
-        return b"".join(parts)
+    def ahead(self, paths: t.Iterable[str] = (), disks: t.Iterable[str] = ()) -> None:
+        """Have files that are slow, and the claims on disks, looked at meanwhile; best read in this order afterwards."""
+        jobs = [self._job(path, PAGE) for path in paths if path not in self._denied and _is_slow(path)]
+        if self._base == "/":
+            jobs += [Job(f"/{real}", f"/{real}", None) for real in map(self._real, disks) if real]
+        if jobs:
+            self._apart.begin(jobs)
+
+    def is_silent(self, path: str) -> bool:
+        """Whether the kernel did not answer when one of the slow files of a directory was read."""
+        return any(self.unread.get(f"{path}/{name}") == SILENCE for name in _SLOW)
+
+    def _job(self, path: str, limit: int) -> Job:
+        return Job(path.rpartition("/")[0], self._base + path, limit)
+
+    def _content(self, path: str, limit: int) -> bytes:
+        """The content of a file that is known by its real path."""
+        return self._apart.ask(self._job(path, limit)) if _is_slow(path) else content(self._base + path, limit)
 
     def claimed(self, path: str) -> bool | None:
         """Whether the kernel has given a disk, or a part of it, to a file system, to swap, to device mapper or the like.
@@ -156,7 +158,7 @@ class Tree:
             if real is None or (stat.S_ISBLK(mode) and self._base != "/"):
                 return self._unread(path, "a device where there should be a file")
             if stat.S_ISBLK(mode):
-                os.close(os.open(f"/{real}", _OPEN | os.O_EXCL))
+                self._apart.ask(Job(f"/{real}", f"/{real}", None))
                 return False
         except OSError as exc:
             if exc.errno == errno.EBUSY:
@@ -248,7 +250,9 @@ class Tree:
 
     def _unread(self, path: str, why: str | Exception) -> t.Any:
         """Note why; the answer is always None."""
-        if isinstance(why, OSError):
+        if isinstance(why, Silent):
+            why = SILENCE
+        elif isinstance(why, OSError):
             gone = why.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.ENXIO, errno.ESRCH)
             why = "missing" if gone else os.strerror(why.errno or errno.EIO)
         self.unread[path] = str(why)
@@ -290,6 +294,10 @@ class Tree:
             todo.extend(target.split("/")[::-1])
         self._known[path] = here
         return here
+
+
+def _is_slow(path: str) -> bool:
+    return path.endswith(_SLOW) and path.startswith("sys/devices/") and path.rpartition("/")[2] in _SLOW
 
 
 def pci_functions(path: str) -> tuple[str, ...]:

@@ -52,11 +52,13 @@ class HostUse:
         hazards: PCI address → hazard code → evidence, in words.
         unknown: hazard code → (``storage``, ``network``, ``serial``, ``usb``, ``display`` or ``any``, why). What could
             not be found out may concern any device of that kind.
+        in_subsystem: PCI addresses of functions whose NVMe controller is in a subsystem; None where that says nothing.
         with_interface: PCI addresses of functions that a network interface of ours belongs to.
     """
 
     hazards: dict[str, dict[str, list[str]]] = dataclasses.field(default_factory=dict)
     unknown: dict[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
+    in_subsystem: set[str] | None = None
     with_interface: set[str] = dataclasses.field(default_factory=set)
 
     def add(self, functions: t.Iterable[str], code: str, via: str) -> None:
@@ -88,6 +90,10 @@ def judge_use(use: Use, addresses: t.Container[str], protect: t.Iterable[str] = 
     interfaces.judge()
     for node in use.nodes:
         _open_node(node.path, node.functions, node.users, storage, found)
+    if use.controllers is not None:
+        found.in_subsystem = {function for path in use.controllers for function in pci_functions(path)}
+    for name, functions in use.modules:
+        found.add(functions, "opened", f"module {name} is in use")
     for name, functions in use.consoles:
         found.add(functions, "console", f"kernel console {name}")
     for name, functions in use.keyboards:

@@ -23,6 +23,8 @@ _INPUT_NODE = re.compile(r"^/dev/(?:input/|hidraw)")
 # What the kernel calls the memory of a screen that the firmware has set up, and that no driver has taken over.
 BOOT_SCREENS = ("BOOTFB", "efifb", "simplefb", "simple-framebuffer", "vesafb")
 _RANGE = re.compile(r"^( *)[0-9a-fA-F]+-[0-9a-fA-F]+ : (.+)$")
+# Of NVIDIA's, whose use no process may show (NVIDIA/open-gpu-kernel-modules issue 1119: an unbind hangs all the same).
+_MODULES = ("nvidia", "nvidia_drm", "nvidia_modeset", "nvidia_uvm")
 _NODE_DRIVERS = {"nvidia": "nvidia", "kfd": "amdgpu"}  # node prefix → driver; these nodes have no device in /sys
 
 
@@ -117,6 +119,26 @@ def _functions_of(tree: Tree, node: str, known: t.Mapping[str, tuple[str, ...]])
     return known.get(parts[-1], ())
 
 
+def read_busy_modules(tree: Tree, unknown: set[str]) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Modules with more users (https://docs.kernel.org/ABI/testing/sysfs-module.html) than modules made of them."""
+    folder = "sys/bus/pci/drivers/nvidia"
+    members = tuple(
+        name for name in (tree.names(folder) if tree.exists(folder) else None) or () if PCI_ADDRESS.match(name)
+    )
+    busy = []
+    for name in _MODULES if members else ():
+        path = f"sys/module/{name}"
+        if not tree.exists(f"{path}/refcnt"):
+            continue
+        users = tree.number(f"{path}/refcnt")
+        holders = (tree.names(f"{path}/holders") if tree.exists(f"{path}/holders") else None) or ()
+        if users is None:
+            unknown.add("nodes")
+        elif users > len(holders):
+            busy.append((name, members))
+    return tuple(busy)
+
+
 def read_consoles(tree: Tree, unknown: set[str]) -> tuple[tuple[str, tuple[str, ...]], ...]:
     lines = tree.lines("proc/consoles", MIB)
     if lines is None:
@@ -149,7 +171,7 @@ def read_keyboards(tree: Tree, unknown: set[str]) -> tuple[tuple[str, tuple[str,
 
 def read_screens(tree: Tree, unknown: set[str]) -> tuple[tuple[str, str], ...]:
     """From the map of memory, where what lies within a window of a function stands below it, further to the right."""
-    found = []
+    found = _text_console(tree, unknown)
     above: list[tuple[int, str]] = []
     lines = tree.lines("proc/iomem", 4 * MIB)
     if not lines:
@@ -170,3 +192,21 @@ def read_screens(tree: Tree, unknown: set[str]) -> tuple[tuple[str, str], ...]:
                 found.append((name, owner))
         above.append((depth, name))
     return tuple(found)
+
+
+def _text_console(tree: Tree, unknown: set[str]) -> list[tuple[str, str]]:
+    """Where the text console is drawn: the first frame buffer (https://docs.kernel.org/fb/fbcon.html), if one is used."""
+    consoles = (tree.names("sys/class/vtconsole") if tree.exists("sys/class/vtconsole") else None) or ()
+    for console in consoles:
+        path = f"sys/class/vtconsole/{console}"
+        if "frame buffer" not in (tree.text(f"{path}/name") or "frame buffer"):
+            continue
+        bound = tree.number(f"{path}/bind")
+        if bound is None:
+            unknown.add("screens")
+        names = (tree.names("sys/class/graphics") if bound and tree.exists("sys/class/graphics") else None) or ()
+        buffers = sorted((name for name in names if re.match(r"^fb\d+$", name)), key=lambda name: int(name[2:]))
+        functions = pci_functions(tree.follow(f"sys/class/graphics/{buffers[0]}") or "") if buffers else ()
+        if functions:
+            return [(f"text console on {buffers[0]}", functions[-1])]
+    return []

@@ -16,7 +16,7 @@ import typing as t
 from .._core.sysfs import Tree, pci_functions
 from .definitions import read_defined
 from .network import Interface, Route, read_connection, read_interfaces, read_routes
-from .nodes import Node, read_consoles, read_keyboards, read_open_nodes, read_screens
+from .nodes import Node, read_busy_modules, read_consoles, read_keyboards, read_open_nodes, read_screens
 
 MIB = 1 << 20
 DMI = ("sys_vendor", "product_name", "board_vendor", "board_name", "bios_vendor", "bios_version", "chassis_type")
@@ -44,6 +44,7 @@ class Identity:
         xen: ``dom0`` or ``domU``.
         container: whether this is not the host's own PID namespace.
         dmi: those of DMI that have a value.
+        nested: whether guests of KVM can have guests; None while KVM is not loaded.
     """
 
     kernel: str | None
@@ -52,6 +53,7 @@ class Identity:
     xen: str | None
     container: bool | None
     dmi: t.Mapping[str, str]
+    nested: bool | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,11 +105,14 @@ class Use:
         filesystems: (type, block name) below /sys/fs: mounted in whatever namespace.
         pools: UUID of a mounted btrfs → names of its blocks.
         swaps: paths.
+        controllers: paths of the NVMe controllers that are in a subsystem; None without disks of several controllers.
         default_elsewhere: an IPv4 table other than main has a default route; the kernel does not say here through what.
         connection: peer and own address of the SSH connection that we came through.
+        modules: (name of a driver's module, PCI addresses) where more use it than the modules that are made of it.
         consoles: (name, PCI addresses) of the kernel's consoles.
         keyboards: (name, PCI addresses).
-        screens: (name, PCI address) of screens that the firmware has set up and no driver has taken over.
+        screens: (name, PCI address) of screens that the firmware has set up and no driver has taken over, and of that
+            which the kernel's text console is on.
         defined: (node, what for) of disks in the definitions of libvirt's guests and pools.
         loader_partition: identity of the partition that the boot loader was started from, where it says so.
         unknown: which of the above are incomplete: blocks, mounts, swaps, interfaces, routes, connection,
@@ -119,11 +124,13 @@ class Use:
     pools: t.Mapping[str, tuple[str, ...]]
     swaps: tuple[str, ...]
     blocks: t.Mapping[str, Block]
+    controllers: tuple[str, ...] | None
     interfaces: t.Mapping[str, Interface]
     routes: tuple[Route, ...]
     default_elsewhere: bool
     connection: tuple[str, ...]
     nodes: tuple[Node, ...]
+    modules: tuple[tuple[str, tuple[str, ...]], ...]
     consoles: tuple[tuple[str, tuple[str, ...]], ...]
     keyboards: tuple[tuple[str, tuple[str, ...]], ...]
     screens: tuple[tuple[str, str], ...]
@@ -150,7 +157,15 @@ def read_identity(tree: Tree) -> Identity:
         xen=_xen(tree),
         container=None if namespace is None else namespace != _FIRST_PID_NAMESPACE,
         dmi={key: value for key, value in dmi.items() if value},
+        nested=_nested(tree),
     )
+
+
+def _nested(tree: Tree) -> bool | None:
+    for path in (f"sys/module/kvm_{vendor}/parameters/nested" for vendor in ("intel", "amd")):
+        if tree.exists(path):
+            return {"Y": True, "1": True, "N": False, "0": False}.get(tree.text(path) or "")
+    return None
 
 
 def _xen(tree: Tree) -> str | None:
@@ -177,11 +192,13 @@ def read_use(tree: Tree) -> Use:
         pools=_pools(tree),
         swaps=_swaps(tree, unknown),
         blocks=_blocks(tree, unknown),
+        controllers=_controllers(tree),
         interfaces=read_interfaces(tree, unknown),
         routes=routes,
         default_elsewhere=default_elsewhere,
         connection=read_connection(tree, unknown),
         nodes=read_open_nodes(tree, unknown),
+        modules=read_busy_modules(tree, unknown),
         consoles=read_consoles(tree, unknown),
         keyboards=read_keyboards(tree, unknown),
         screens=read_screens(tree, unknown),
@@ -238,15 +255,37 @@ def _blocks(tree: Tree, unknown: set[str]) -> dict[str, Block]:
     names = tree.names("sys/class/block")
     if names is None or "sys/class/block" in tree.unread:
         unknown.add("blocks")
-    blocks = {}
+    places = {}
     for name in names or ():
         path = tree.follow(f"sys/class/block/{name}")
         there = None if path is None else tree.names(path)
         if path is None or there is None:
             unknown.add("blocks")
-            continue
-        blocks[name] = _block(tree, name, path, there)
-    return blocks
+        else:
+            places[name] = path, there
+    tree.ahead(disks=[_node(name) for name, (path, there) in places.items() if _is_disk(path, there)])
+    return {name: _block(tree, name, path, there) for name, (path, there) in places.items()}
+
+
+def _controllers(tree: Tree) -> tuple[str, ...] | None:
+    """A disk of several NVMe controllers is below its subsystem, which has a link to each of them."""
+    folder = "sys/devices/virtual/nvme-subsystem"
+    listed = {name: tree.names(f"{folder}/{name}") or () for name in (tree.exists(folder) and tree.names(folder)) or ()}
+    if not any(re.match(r"^nvme\d+n\d+$", entry) for there in listed.values() for entry in there):
+        return None
+    links = [
+        f"{folder}/{name}/{entry}" for name, there in listed.items() for entry in there if re.match(r"^nvme\d+$", entry)
+    ]
+    return tuple(tree.follow(link) or link for link in links)
+
+
+def _node(name: str) -> str:
+    return f"dev/{name.replace('!', '/')}"
+
+
+def _is_disk(path: str, there: tuple[str, ...]) -> bool:
+    """Whether it is all of a disk that functions carry, were it by several NVMe controllers."""
+    return "partition" not in there and ("/nvme-subsystem/" in path or bool(pci_functions(path)))
 
 
 def _block(tree: Tree, name: str, path: str, there: tuple[str, ...]) -> Block:
@@ -266,7 +305,6 @@ def _block(tree: Tree, name: str, path: str, there: tuple[str, ...]) -> Block:
                 controllers.append(tree.follow(f"{subsystem.group(1)}/{controller}") or controller)
     physical = bool(subsystem) or "/virtual/" not in path
     found = _found_on(tree, number) if number and physical else None
-    disk = "partition" not in there and (bool(subsystem) or bool(pci_functions(path)))
     return Block(
         name=name,
         number=number or None,
@@ -278,7 +316,7 @@ def _block(tree: Tree, name: str, path: str, there: tuple[str, ...]) -> Block:
         backing_file=tree.text(f"{path}/loop/backing_file") if "loop" in there else None,
         content=None if found is None else found.get("ID_FS_TYPE") or found.get("ID_PART_TABLE_TYPE") or "",
         partition=(found or {}).get("ID_PART_ENTRY_UUID"),
-        claimed=tree.claimed(f"dev/{name.replace('!', '/')}") if disk else False,
+        claimed=tree.claimed(_node(name)) if _is_disk(path, there) else False,
     )
 
 

@@ -19,6 +19,7 @@ import re
 import tempfile
 import typing as t
 
+from .._core.apart import PATIENCE
 from .._core.errors import PhyllomeError
 from .._core.sysfs import Tree, pci_functions
 from . import catalogue
@@ -51,13 +52,13 @@ class Recorder(Tree):
         denied: path as it was asked for → why it could not be read.
     """
 
-    def __init__(self, root: str, option: str) -> None:
+    def __init__(self, root: str, option: str, patience: float = PATIENCE) -> None:
         self.files: dict[str, bytes] = {}
         self.links: dict[str, str] = {}
         self.listed: dict[str, tuple[str, ...]] = {}
         self.seen: set[str] = set()
         self.denied: dict[str, str] = {}
-        super().__init__(root, option)
+        super().__init__(root, option, patience)
 
     def _where(self, path: str) -> str:
         head, dummy, name = path.rpartition("/")
@@ -80,10 +81,8 @@ class Recorder(Tree):
             self._keep_why(path)
         return found
 
-    def _drain(self, handle: int, path: str, limit: int) -> bytes | None:
-        found = super()._drain(handle, path, limit)
-        if found is not None:
-            self.files[self._where(path)] = found
+    def _content(self, path: str, limit: int) -> bytes:
+        self.files[path] = found = super()._content(path, limit)
         return found
 
     def names(self, path: str) -> tuple[str, ...] | None:
@@ -199,7 +198,13 @@ def _taken(tree: Recorder, facts: Facts, drivers: catalogue.Catalogue, prune: bo
         for name in names
         if folder != "proc"
         and (not folder.endswith("/fd") or f"{folder}/{name}" in tree.denied)
-        and (not prune or not folder.startswith("sys/devices/") or folder.endswith(_LISTS) or _COUNTS.fullmatch(name))
+        and (
+            not prune
+            or not folder.startswith("sys/devices/")
+            or folder.endswith(_LISTS)
+            or _COUNTS.fullmatch(name)
+            or f"{folder}/{name}" in tree.denied
+        )
     }
     known = {*files, *tree.links, *tree.listed, *_parents({*files, *links, *tree.listed})}
     files.update({path: b"" for path in (entries | tree.seen) - known if path})

@@ -77,6 +77,7 @@ def judge_host(identity: Identity) -> Facts:
         "chassis": kinds[0] if kinds else None,
         "cpu_vendor": VENDORS.get(identity.cpu_vendor or "", identity.cpu_vendor),
         "vtx": None if flags is None or identity.cpu_vendor == "ARM" else bool(flags & {"vmx", "svm"}),
+        "nested": identity.nested,
         "kernel": identity.kernel,
         "board": {key: identity.dmi[key] for key in sorted(identity.dmi) if key != "chassis_type"} or None,
     }

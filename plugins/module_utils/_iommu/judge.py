@@ -11,33 +11,19 @@ PRIVATE to the collection: no promise of stability for users outside of it.
 
 from __future__ import annotations
 
+import dataclasses
 import typing as t
 
 from .._core.sysfs import PCI_ADDRESS
 from .._host.judge import HostUse
 from .._host.read import Identity
 from .catalogue import Catalogue
-from .read import Device, Group, Hardware, Iommu, order
+from .classes import class_name
+from .device import Device, order
+from .read import Group, Hardware, Iommu
 
 Facts = dict[str, t.Any]
 
-CLASSES = {
-    "0100": "scsi", "0101": "ide", "0104": "raid", "0106": "sata", "0107": "sas", "0108": "nvme",
-    "0200": "ethernet", "0207": "infiniband", "0280": "network",
-    "0300": "vga", "0302": "3d", "0380": "display",
-    "0400": "video", "0401": "audio", "0403": "audio", "0480": "multimedia",
-    "0500": "memory", "0502": "cxl",
-    "0600": "host_bridge", "0601": "isa_bridge", "0604": "pci_bridge", "0607": "cardbus", "0609": "pci_bridge",
-    "0700": "serial", "0780": "communication",
-    "0805": "sd", "0806": "iommu", "0880": "system",
-    "0c00": "firewire", "0c03": "usb", "0c04": "fibre_channel", "0c05": "smbus", "0c07": "ipmi",
-    "0d11": "bluetooth", "0d80": "wireless",
-}  # fmt: skip
-BASE_CLASSES = {
-    "01": "storage", "02": "network", "03": "display", "04": "multimedia", "05": "memory", "06": "bridge",
-    "07": "communication", "08": "system", "09": "input", "0b": "processor", "0c": "serial_bus", "0d": "wireless",
-    "10": "encryption", "11": "signal_processing", "12": "accelerator", "13": "instrumentation",
-}  # fmt: skip
 PLATFORM = ("05", "06", "0806", "0880", "0c05", "0c07")
 """Classes, as prefixes, that make the machine itself: no guest can have them."""
 
@@ -86,13 +72,6 @@ _NO_NETWORK = ("01", "03", "04", "05", "09")
 def is_vfio(driver: str | None) -> bool:
     """Whether a driver gives the device to VFIO: vfio-pci or one of its variants, such as mlx5_vfio_pci."""
     return driver is not None and "vfio" in driver.replace("-", "_").split("_")
-
-
-def class_name(class_code: str | None) -> str | None:
-    """A short name of a PCI class."""
-    if class_code is None:
-        return None
-    return CLASSES.get(class_code[:4]) or BASE_CLASSES.get(class_code[:2], "other")
 
 
 class _Hazards:
@@ -269,7 +248,9 @@ class _Hardware:
             add("platform", class_name(device.class_code) or "bridge")
         if device.class_code is None:
             add("unknown_class", "its class could not be read")
-        if not device.driver_known:
+        if device.silent:
+            add("unknown_driver", "the kernel does not answer about it, as while a driver does not let go of it")
+        elif not device.driver_known:
             add("unknown_driver", "what drives it could not be read")
         if self.group_of[device.address] is None:
             add("unknown_group", "it is in no group" if self.state["state"] == "on" else "the IOMMU is not on")
@@ -282,6 +263,12 @@ class _Hardware:
                 add(code, why)
         for code, why in self.everywhere.items():
             add(code, why)
+        if (
+            device.driver == "nvme"
+            and self.use.in_subsystem is not None
+            and device.address not in self.use.in_subsystem
+        ):
+            add("unknown_storage", "its controller is in no NVMe subsystem, so its disks are not known")
         self._display(device, kind, add)
         self._functions(device, add)
         if device.address in self.children and not device.bridge:
@@ -444,6 +431,7 @@ class _Hardware:
             "vendor": device.vendor,
             "device": device.device,
             "subsystem": device.subsystem,
+            "revision": device.revision,
             "vendor_name": vendor_name,
             "device_name": device_names.get(device.device or ""),
             "class": device.class_code,
@@ -459,6 +447,8 @@ class _Hardware:
             "numa_node": device.numa_node,
             "boot_vga": device.boot_vga,
             "boot_display": device.boot_display,
+            "power_state": device.power,
+            "link": None if device.link is None else dataclasses.asdict(device.link),
             "reset_methods": None if device.resets is None else list(device.resets),
             "acs_path": self._acs_path(device),
             "sriov": _sriov(device),
@@ -483,10 +473,15 @@ class _Hardware:
             "driver",
             "group",
             "iommu_unit",
+            "link",
         }
         unknown = [name for name, value in facts.items() if value is None and name not in optional]
         if not device.driver_known:
             unknown.append("driver")
+        if device.silent:
+            unknown.append("driver_override")
+        if not device.link_known:
+            unknown.append("link")
         if facts["group"] is None and self.state["state"] != "off":
             unknown.append("group")
         if device.boot_vga is None and (device.class_code or "").startswith("0300"):

@@ -9,12 +9,12 @@ PRIVATE to the collection: no promise of stability for users outside of it.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import select
 import typing as t
 
+from .._core.apart import detach
 from .._core.errors import PhyllomeError
 from .._core.program import run
 from .ledger import NOTHING
@@ -98,13 +98,7 @@ class Kernel:
 def _child(path: str, data: bytes, keep: int) -> int:
     """What the other process does; returns its exit status."""
     try:
-        os.setsid()
-        null = os.open("/dev/null", os.O_RDWR)
-        for standard in (0, 1, 2):  # who reads our output must not wait for this process
-            os.dup2(null, standard)
-        for handle in {int(name) for name in os.listdir("/proc/self/fd")} - {0, 1, 2, keep}:
-            with contextlib.suppress(OSError):  # that of the listing itself
-                os.close(handle)
+        detach(keep)
         handle = os.open(path, os.O_WRONLY)
         os.write(handle, data)
     except OSError as exc:

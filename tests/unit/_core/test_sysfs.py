@@ -13,6 +13,7 @@ import typing as t
 
 import pytest
 
+from ansible_collections.phyllome.virt.plugins.module_utils._core.apart import Job, Silent, claim
 from ansible_collections.phyllome.virt.plugins.module_utils._core.errors import PhyllomeError
 from ansible_collections.phyllome.virt.plugins.module_utils._core.sysfs import PAGE, PCI_ADDRESS, Tree, pci_functions
 
@@ -181,30 +182,39 @@ def test_all_functions_on_a_path():
         (errno.ENXIO, False),
         (errno.EACCES, None),
         (errno.EIO, None),
+        (Silent(), None),
     ],
 )
 def test_whether_a_disk_of_this_machine_is_claimed(monkeypatch, error, claimed):
-    asked: list[t.Any] = []
+    asked: list[Job] = []
 
-    def open_it(path, flags):
-        asked.append((path, flags))
+    def ask(job):
+        asked.append(job)
         if error:
-            raise OSError(error, os.strerror(error))
-        return 99
+            raise error if isinstance(error, OSError) else OSError(error, os.strerror(error))
 
     tree = Tree("/", "sysfs_root")
+    monkeypatch.setattr(tree._apart, "ask", ask)  # opening may take for ever
     monkeypatch.setattr(os, "lstat", lambda path: types.SimpleNamespace(st_mode=stat.S_IFBLK))
-    monkeypatch.setattr(os, "open", open_it)
-    monkeypatch.setattr(os, "close", lambda handle: asked.append(handle))
     monkeypatch.setattr(os, "readlink", lambda path: (_ for _ in ()).throw(OSError(errno.EINVAL, "no link")))
     assert tree.claimed("dev/sdz") is claimed
-    assert (
-        asked[0][0] == "/dev/sdz"
-        and asked[0][1] & os.O_EXCL
-        and not asked[0][1] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-    )
-    assert (99 in asked) == (error is None)
-    assert ("dev/sdz" in tree.unread) == (claimed is None)
+    assert asked == [Job("/dev/sdz", "/dev/sdz", None)]
+    assert (claimed is None) == ("dev/sdz" in tree.unread)
+
+
+def test_a_claim_reads_and_writes_nothing(monkeypatch):
+    asked: list[t.Any] = []
+
+    def open_it(*arguments):
+        asked.append(arguments)
+        return 99
+
+    monkeypatch.setattr(os, "open", open_it)
+    monkeypatch.setattr(os, "close", lambda handle: asked.append(handle))
+    claim("/dev/sdz")
+    [(path, flags), handle] = asked
+    assert (path, handle) == ("/dev/sdz", 99)
+    assert flags & os.O_EXCL and not flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
 
 
 def test_whether_a_disk_of_a_captured_machine_was_claimed(root, monkeypatch):

@@ -633,3 +633,59 @@ def test_a_screen_that_may_be_anywhere(judge, memory):
     if memory is not None:
         machine.file("proc/iomem", memory)
     assert judge(machine).unknown["unknown_screens"][0] == "display"
+
+
+def test_the_text_console_is_on_the_first_frame_buffer(judge):
+    machine = machines.desktop()
+    machine.link("sys/class/graphics/fb10", f"{machine.path_of('0000:0b:00.0')}/graphics/fb10")
+    machine.file("sys/class/graphics/fbcon/name", "")
+    use = judge(machine)
+    assert use.hazards["0000:0a:00.0"]["primary_gpu"] == ["text console on fb0"]
+    assert "primary_gpu" not in codes(use, "0000:0b:00.0")
+    machine.link("sys/class/graphics/fb2", f"{machine.path_of('0000:0b:00.0')}/graphics/fb2")
+    machine.remove("sys/class/graphics/fb0")
+    assert judge(machine).hazards["0000:0b:00.0"]["primary_gpu"] == ["text console on fb2"]
+
+
+def test_a_text_console_that_is_drawn_nowhere(judge):
+    machine = machines.desktop()
+    machine.file("sys/devices/virtual/vtconsole/vtcon1/bind", "0\n")
+    use = judge(machine)
+    assert "primary_gpu" not in codes(use, "0000:0a:00.0")
+    assert "unknown_screens" not in use.unknown
+
+
+@pytest.mark.parametrize("name", ["name", "bind"])
+def test_a_text_console_that_does_not_say_where_it_is(judge, name):
+    machine = machines.desktop()
+    machine.file(f"sys/devices/virtual/vtconsole/vtcon1/{name}", "")
+    use = judge(machine)
+    if name == "bind":
+        assert use.unknown["unknown_screens"][0] == "display"
+    else:
+        assert codes(use, "0000:0a:00.0") >= {"primary_gpu"}
+
+
+NVIDIA = "0000:0b:00.0"
+
+
+@pytest.mark.parametrize(
+    ("refcnt", "holders", "found"),
+    [("2", ("nvidia_uvm", "nvidia_modeset"), []), ("3", ("nvidia_uvm", "nvidia_modeset"), ["module nvidia is in use"])],
+)
+def test_a_driver_that_more_use_than_show_it(judge, refcnt, holders, found):
+    machine = machines.desktop()
+    machine.link(f"sys/bus/pci/drivers/nvidia/{NVIDIA}", machine.path_of(NVIDIA))
+    machine.file("sys/module/nvidia/refcnt", f"{refcnt}\n")
+    for name in holders:
+        machine.link(f"sys/module/nvidia/holders/{name}", f"sys/module/{name}")
+        machine.file(f"sys/module/{name}/refcnt", "0\n")
+    assert judge(machine).hazards.get(NVIDIA, {}).get("opened", []) == found
+
+
+def test_a_driver_that_does_not_say_how_many_use_it(judge):
+    machine = machines.desktop()
+    machine.file("sys/module/nvidia/refcnt", "-\n")
+    assert "unknown_openers" not in judge(machine).unknown  # nothing here is driven by it
+    machine.link(f"sys/bus/pci/drivers/nvidia/{NVIDIA}", machine.path_of(NVIDIA))
+    assert judge(machine).unknown["unknown_openers"][0] == "any"

@@ -215,9 +215,10 @@ class Machine:
         subsystem: str = "1849:ffff",
         reset: str | None = "flr bus",
         bars: t.Iterable[int] = (),
+        link: str | None = None,
         **attributes: str,
     ) -> str:
-        """A function; ``behind`` is the bridge it is behind. Returns its path."""
+        """A function; ``behind`` is the bridge it is behind, ``link`` such as ``8.0 x4 of 16.0 x16``. Returns its path."""
         root = f"pci{address.rpartition(':')[0]}"
         if behind is None:
             path = f"sys/devices/{root}/{address}"
@@ -238,12 +239,18 @@ class Machine:
             "subsystem_vendor": f"0x{sub_vendor}",
             "subsystem_device": f"0x{sub_device}",
             "class": f"0x{kind}",
+            "revision": "0x01",
             "numa_node": "-1",
+            "power_state": "D0",
             "driver_override": "(null)",
             "modalias": f"pci:v0000{vendor.upper()}d0000{device.upper()}sv0000{sub_vendor.upper()}sd0000"
             f"{sub_device.upper()}bc{kind[:2].upper()}sc{kind[2:4].upper()}i{kind[4:].upper()}",
             **attributes,
         }
+        if link:
+            speed, width, max_speed, max_width = re.split(r" x| of ", link)
+            values |= {"current_link_speed": f"{speed} GT/s PCIe", "current_link_width": width}
+            values |= {"max_link_speed": f"{max_speed} GT/s PCIe", "max_link_width": max_width}
         event = [*([f"DRIVER={driver}"] if driver else []), *event, f"PCI_SLOT_NAME={address}"]
         self.file(f"{path}/uevent", "\n".join([*event, f"MODALIAS={values['modalias']}"]) + "\n")
         if reset is not None:
@@ -290,6 +297,17 @@ class Machine:
         self.node("char", f"226:{card}", path)
         for name, enabled in connectors.items():
             self.file(f"{path}/card{card}-{name}/enabled", "enabled\n" if enabled else "disabled\n")
+
+    def console(self, address: str, buffer: int) -> None:
+        """The text console on the frame buffer of a graphics card."""
+        for number, (name, bound) in enumerate((("(S) dummy device", 0), ("(M) frame buffer device", 1))):
+            path = f"sys/devices/virtual/vtconsole/vtcon{number}"
+            self.file(f"{path}/name", f"{name}\n")
+            self.file(f"{path}/bind", f"{bound}\n")
+            self.link(f"sys/class/vtconsole/vtcon{number}", path)
+        path = f"{self.path_of(address)}/graphics/fb{buffer}"
+        self.file(f"{path}/name", "drmfb\n")
+        self.link(f"sys/class/graphics/fb{buffer}", path)
 
     def node(self, kind: str, number: str, path: str) -> None:
         self.link(f"sys/dev/{kind}/{number}", path)
@@ -394,7 +412,8 @@ def desktop() -> Machine:
     # The first card in the slot of the second: bus numbers do not say which one is which.
     for bus, bridge, group, boot in (("0a", "0000:00:01.1", 20, "1"), ("0b", "0000:00:03.1", 21, "0")):
         m.pci(f"0000:{bus}:00.0", "10de:2204", "030000", behind=bridge, group=group, driver="nouveau",
-              subsystem="1043:87d9", boot_vga=boot, reset="bus", bars=[16 << 20, 24 << 30])  # fmt: skip
+              subsystem="1043:87d9", boot_vga=boot, reset="bus", bars=[16 << 20, 24 << 30],
+              link="2.5 x16 of 16.0 x16" if boot == "1" else "16.0 x4 of 16.0 x16", revision="0xa1")  # fmt: skip
         m.pci(f"0000:{bus}:00.1", "10de:1aef", "040300", behind=bridge, group=group, driver="snd_hda_intel",
               subsystem="1043:87d9", reset=None)  # fmt: skip
     m.file("sys/bus/pci/slots/1/address", "0000:0a:00\n")
@@ -423,6 +442,8 @@ def desktop() -> Machine:
     m.pci("0000:07:00.1", "1022:149c", "0c0330", group=27, driver="xhci_hcd")
     m.keyboard(3, f"{usb}/usb1/1-2/1-2:1.0/0003:046D:C31C.0001")
     m.process(700, "Xorg", ["/dev/tty1", "/dev/dri/card0", "/dev/input/event3"])
+    m.file("sys/module/kvm_amd/parameters/nested", "1\n")
+    m.console("0000:0a:00.0", 0)
     return m
 
 

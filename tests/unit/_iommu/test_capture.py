@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -14,7 +16,9 @@ import tarfile
 
 import pytest
 
+from ansible_collections.phyllome.virt.plugins.module_utils._core import apart
 from ansible_collections.phyllome.virt.plugins.module_utils._core.errors import PhyllomeError
+from ansible_collections.phyllome.virt.plugins.module_utils._iommu import capture as capturing
 from ansible_collections.phyllome.virt.plugins.module_utils._iommu.capture import capture, save
 from ansible_collections.phyllome.virt.plugins.module_utils._iommu.facts import gather
 from ansible_collections.phyllome.virt.tests.unit._iommu import machines
@@ -150,6 +154,22 @@ def test_what_could_not_be_read_cannot_be_read_again(tmp_path):
     facts = gather(root)
     assert {one["path"] for one in facts["unread"]} >= {"/proc/consoles", "/proc/cmdline"}
     assert replay(tmp_path, root) == facts
+
+
+def test_what_did_not_answer_does_not_when_it_is_replayed(tmp_path, monkeypatch):
+    monkeypatch.setattr(apart, "FLAGS", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)  # so that a named pipe blocks
+    monkeypatch.setattr(capturing, "Recorder", functools.partial(capturing.Recorder, patience=0.1))
+    machine = machines.laptop()
+    root = machine.write(tmp_path / "m")
+    path = machine.path_of("0000:00:14.3")
+    os.unlink(f"{root}/{path}/uevent")
+    os.mkfifo(f"{root}/{path}/uevent")
+    taken, wanted = capture(root)
+    assert taken.replays
+    assert taken.unread[f"{path}/uevent"] == "the kernel does not answer"
+    assert f"{path}/vendor" in taken.files and f"{path}/modalias" not in taken.files  # no more than was looked at
+    assert gather(taken.write(str(tmp_path / "again"))) == wanted
+    assert any("unknown_driver" in {one["code"] for one in device["hazards"]} for device in wanted["devices"])
 
 
 @pytest.mark.parametrize("content", ["", "[1]", '{"a": 1}', "{", '{"proc/cmdline": ["x"]}', "\0"])

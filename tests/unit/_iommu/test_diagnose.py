@@ -307,9 +307,20 @@ def test_the_host(facts):
         "chassis": "laptop",
         "cpu_vendor": "intel",
         "vtx": True,
+        "nested": None,
         "kernel": machines.KERNEL,
         "board": {"bios_version": "P5.00", "board_name": "20XW", "board_vendor": "LENOVO", "sys_vendor": "LENOVO"},
     }
+
+
+@pytest.mark.parametrize(("text", "nested"), [("Y", True), ("1", True), ("N", False), ("0", False), ("x", None)])
+@pytest.mark.parametrize("module", ["kvm_intel", "kvm_amd"])
+def test_guests_of_guests(facts, module, text, nested):
+    machine = machines.bare()
+    machine.file(f"sys/module/{module}/parameters/nested", f"{text}\n")
+    found = facts(machine)
+    assert found["host"]["nested"] is nested
+    assert ("host.nested" in found["unknown"]) == (nested is None)
 
 
 def test_vt_x_that_is_off_does_not_hide_the_vendor(facts):

@@ -12,6 +12,7 @@ import typing as t
 import jmespath
 import pytest
 
+from ansible_collections.phyllome.virt.plugins.module_utils._core import apart
 from ansible_collections.phyllome.virt.plugins.module_utils._core.errors import PhyllomeError
 from ansible_collections.phyllome.virt.plugins.module_utils._core.sysfs import Tree
 from ansible_collections.phyllome.virt.plugins.module_utils._iommu.facts import PARTS, gather, gather_from
@@ -63,6 +64,7 @@ def test_a_device(facts):
         "vendor": "10de",
         "device": "2204",
         "subsystem": "1043:87d9",
+        "revision": "a1",
         "vendor_name": "NVIDIA Corporation",
         "device_name": "GA102 [GeForce RTX 3090]",
         "class": "030000",
@@ -78,6 +80,8 @@ def test_a_device(facts):
         "numa_node": None,
         "boot_vga": False,
         "boot_display": None,
+        "power_state": "D0",
+        "link": {"speed": 16000, "width": 4, "max_speed": 16000, "max_width": 16},
         "reset_methods": ["bus"],
         "acs_path": [{"bridge": "0000:00:03.1", "cap": None, "enabled": None}],
         "sriov": None,
@@ -331,7 +335,8 @@ def test_a_card_at_vfio_is_nobodys_screen(facts):
     for function in (0, 1):
         bind(machine, f"0000:0a:00.{function}", "vfio-pci")
     machine.remove("proc/700")
-    machine.remove(f"{machine.path_of('0000:0a:00.0')}/drm")
+    for made_by_its_driver in (f"{machine.path_of('0000:0a:00.0')}/drm", "sys/class/graphics/fb0"):
+        machine.remove(made_by_its_driver)
     assert hazards(facts(machine), "0000:0a:00.0") == set()
 
 
@@ -438,6 +443,112 @@ def test_a_sleeping_bridge_is_not_woken_up(facts):
     assert device(facts(machine), "0000:0b:00.0")["acs_path"][0]["cap"] is None
 
 
+LINK = ("current_link_speed", "current_link_width", "max_link_speed", "max_link_width")
+
+
+@pytest.mark.parametrize(
+    ("said", "link", "known"),
+    [
+        (("2.5 GT/s PCIe", "0", "8.0 GT/s PCIe", "4"), (2500, 0, 8000, 4), True),  # a port with nothing in it
+        (("32.0 GT/s PCIe", "16", "64.0 GT/s PCIe", "32"), (32000, 16, 64000, 32), True),
+        (("5 GT/s", "1", "5 GT/s", "1"), (5000, 1, 5000, 1), True),  # older kernels
+        (("Unknown", "0", "Unknown", "255"), None, True),  # a part of the chipset has no link
+        (("Unknown speed", "0", "Unknown speed", "0"), None, True),
+        (("Unknown", "63", "16.0 GT/s PCIe", "16"), (None, 63, 16000, 16), True),
+        ((None, "8", "16.0 GT/s PCIe", "16"), (None, 8, 16000, 16), False),
+        ((None, None, None, ""), None, False),
+        (("x", "-1", "", "1e3"), None, True),
+    ],
+)
+def test_a_link(facts, said, link, known):
+    machine = machines.desktop()
+    path = machine.path_of("0000:0b:00.0")
+    for name, text in zip(LINK, said, strict=True):
+        machine.file(f"{path}/{name}", f"{text}\n")
+        if text is None:
+            machine.remove(f"{path}/{name}")
+    found = device(facts(machine), "0000:0b:00.0")
+    keys = ("speed", "width", "max_speed", "max_width")
+    assert found["link"] == (dict(zip(keys, link, strict=True)) if link else None)
+    assert ("link" in found["unknown"]) is not known
+    assert found["hazards"] == []
+
+
+@pytest.mark.parametrize("state", ["D3hot", "D3cold", "unknown"])
+def test_a_sleeping_device_is_not_woken_up_for_its_link(facts, state):
+    machine = machines.desktop()
+    machine.file(f"{machine.path_of('0000:0b:00.0')}/power_state", f"{state}\n")
+    found = device(facts(machine), "0000:0b:00.0")
+    assert (found["link"], found["power_state"]) == (None, state)
+    assert "link" in found["unknown"]
+    assert device(facts(machine), "0000:03:00.0")["link"] is None  # has none
+    assert "link" not in device(facts(machine), "0000:03:00.0")["unknown"]
+
+
+@pytest.mark.parametrize(("text", "revision"), [("0xA1", "a1"), ("a1", None), ("0x1", None), ("", None)])
+def test_a_revision(facts, text, revision):
+    machine = machines.desktop()
+    machine.file(f"{machine.path_of('0000:0b:00.0')}/revision", f"{text}\n")
+    found = device(facts(machine), "0000:0b:00.0")
+    assert found["revision"] == revision
+    assert ("revision" in found["unknown"]) == (revision is None)
+
+
+# what does not answer
+
+
+@pytest.fixture
+def silent(tmp_path, monkeypatch) -> t.Callable[..., Facts]:
+    """Facts of a machine whose kernel does not answer when some of its files are read."""
+    monkeypatch.setattr(apart, "FLAGS", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+    def gathered(machine: machines.Machine, *paths: str) -> Facts:
+        root = machine.write(tmp_path / str(len([*tmp_path.iterdir()])))
+        for path in paths:
+            os.unlink(f"{root}/{path}")
+            os.mkfifo(f"{root}/{path}")
+        return gather_from(Tree(root, "sysfs_root", 0.1))
+
+    return gathered
+
+
+@pytest.mark.parametrize("name", ["uevent", "driver_override", "current_link_width"])
+def test_a_device_that_does_not_answer_is_left_alone(silent, name):
+    machine = machines.desktop()
+    path = f"{machine.path_of('0000:0b:00.1')}/{name}"
+    if name not in ("uevent", "driver_override"):
+        machine.file(path, "0\n")
+    found = silent(machine, path)
+    assert {"path": f"/{path}", "why": "the kernel does not answer"} in found["unread"]
+    audio = device(found, "0000:0b:00.1")
+    hazard = next(one for one in audio["hazards"] if one["code"] == "unknown_driver")
+    assert hazard["via"] == ["the kernel does not answer about it, as while a driver does not let go of it"]
+    assert {"driver", "driver_override"} <= {*audio["unknown"]}
+    assert (audio["vendor"], audio["device"], audio["class_name"], audio["group"]) == ("10de", "1aef", "audio", 21)
+    assert "unknown_driver" in hazards(found, "0000:0b:00.0")  # they can only be given away together
+    assert group(found, 21)["state"] == "blocked"
+    assert select(found, "[?!hazards].address") == ["0000:03:00.0", "0000:07:00.1"]
+
+
+def test_devices_that_do_not_answer_do_not_hide_the_others(silent):
+    machine = machines.desktop()
+    for address in ("0000:00:01.1", "0000:00:03.1"):
+        machine.acs(address, 0b1011101)
+    paths = [f"{machine.path_of(address)}/uevent" for address in ("0000:00:00.0", "0000:05:00.0", "0000:0b:00.1")]
+    found = silent(machine, *paths, f"{machine.path_of('0000:00:01.1')}/config")
+    usual = silent(machine)
+    assert [one["address"] for one in found["devices"]] == [one["address"] for one in usual["devices"]]
+    assert device(found, "0000:03:00.0") == device(usual, "0000:03:00.0")
+    assert device(found, "0000:0a:00.0")["acs_path"] == [{"bridge": "0000:00:01.1", "cap": None, "enabled": None}]
+    assert device(found, "0000:0b:00.0")["acs_path"] == device(usual, "0000:0b:00.0")["acs_path"]
+
+
+def test_virtual_functions_that_cannot_be_counted_are_not_none(silent):
+    machine = machines.server()
+    found = silent(machine, f"{machine.path_of('0000:18:00.0')}/sriov_numvfs")
+    assert {"unknown_vfs", "unknown_driver"} <= hazards(found, "0000:18:00.0")
+
+
 # what cannot be read
 
 
@@ -490,6 +601,23 @@ def test_a_nic_whose_interface_is_elsewhere(facts):
     machine = machines.server()
     machine.remove("sys/class/net/ens1")
     assert "unknown_interfaces" in hazards(facts(machine), "0000:5e:00.0")
+
+
+def test_a_controller_whose_subsystem_is_not_known(facts):
+    """Root has two ways to its disk, of which one does not show."""
+    machine = machines.multipath()
+    machine.remove("sys/devices/virtual/nvme-subsystem/nvme-subsys0/nvme1")
+    found = facts(machine)
+    assert hazards(found, "0000:42:00.0") == {"unknown_storage"}
+    assert "root_fs" in hazards(found, "0000:22:00.0")
+
+
+def test_a_controller_without_disks_next_to_a_disk_of_two_controllers(facts):
+    machine = machines.multipath()
+    path = machine.pci("0000:62:00.0", "144d:a824", "010802", group=31, driver="nvme")
+    machine.link("sys/devices/virtual/nvme-subsystem/nvme-subsys1/nvme2", f"{path}/nvme/nvme2")
+    machine.directories.add(f"{path}/nvme/nvme2")
+    assert hazards(facts(machine), "0000:62:00.0") == set()
 
 
 def test_unknown_mounts_concern_what_may_carry_a_disk(facts):

@@ -65,7 +65,8 @@ RETURN = r"""
 _value:
   description:
     - C(moves) by destination, each with C(guest), C(source) and C(destination), in the order in which they are best done; C(guests),
-      the names of all that go; C(bytes) of their disks; C(problems). Where there is a problem nothing moves.
+      the names of all that go; C(bytes) of their disks; C(rechosen), why a guest does not go where C(evacuated.destinations) of the host
+      says; C(problems). Where there is a problem nothing moves.
   type: dict
 """
 

@@ -146,8 +146,8 @@ ansible_facts:
           sample: {required: true, why: [/run/reboot-required is there]}
         evacuated:
           description:
-            - Names of the C(guests) that were taken away from here when the host was evacuated, C(by) which playbook, and C(before), by which
-              an upgrade knows whether the host is well again. Null if it was not evacuated.
+            - Names of the C(guests) that were taken away from here when the host was evacuated, their C(destinations), C(by) which playbook,
+              and C(before), by which an upgrade knows whether the host is well again. Null if it was not evacuated.
           type: dict
           returned: with V(evacuated) in O(gather)
 fleet_cpu:

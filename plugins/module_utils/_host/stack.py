@@ -80,7 +80,8 @@ class Stack:
         vfio: vendor:device of the functions that VFIO has.
         memory: bytes in all, available now, and by size in KiB of the free huge pages, their number.
         reboot: files by which the distribution asks for a reboot, that are there.
-        evacuated: the ``guests`` that were taken away, ``by`` which playbook, and what the host was ``before``.
+        evacuated: the ``guests`` that were taken away, their ``destinations``, ``by`` which playbook, and what the host
+            was ``before``.
     """
 
     os: t.Mapping[str, str]
@@ -277,9 +278,16 @@ def _evacuated(tree: Tree) -> dict[str, t.Any] | None:
     with contextlib.suppress(ValueError, TypeError, KeyError):
         record = json.loads(tree.text(RECORD, MIB) or "")
         guests = sorted(str(name) for name in record["guests"])
-        return {"guests": guests, "by": str(record["by"]), "before": record.get("before")}
+        destinations = {str(name): str(other) for name, other in dict(record.get("destinations") or {}).items()}
+        return {
+            "guests": guests,
+            "destinations": destinations,
+            "by": str(record["by"]),
+            "before": record.get("before"),
+        }
     return {
         "guests": [],
+        "destinations": {},
         "by": "unknown",
         "before": None,
     }  # a record that cannot be read still says that the host is to stay empty

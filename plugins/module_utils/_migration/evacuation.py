@@ -5,6 +5,7 @@
 """Where the guests of a host can go when it has to be empty. Pure.
 
 Each guest moves once, and no guest of another host moves to make room. Either there is a place for all, or none moves.
+What was chosen by a run that was cut off stays chosen: its workers may outlive it and go on with that.
 
 PRIVATE to the collection: no promise of stability for users outside of it.
 """
@@ -68,7 +69,8 @@ def evacuate(
 
     Returns:
         ``moves`` by destination ({guest, source, destination}; the biggest first), ``guests`` (names of all that
-        go, sorted), ``bytes`` of their disks and ``problems``; with a problem nothing moves.
+        go, sorted), ``bytes`` of their disks, ``rechosen`` (why a guest does not go where the record of a run that
+        was cut off says) and ``problems``; with a problem nothing moves.
     """
     here = found.get(host)
     if here is None:
@@ -80,9 +82,13 @@ def evacuate(
         for other, one in facts.items()
         if other != host and one is not None and found.get(other) is not None and one.get("evacuated") is None
     }
+    own = facts.get(host)
+    kept: dict[str, str] = ((own or {}).get("evacuated") or {}).get("destinations") or {}
     pinned: dict[str, str] = {}
     for guest in goers:
-        pin = _pinned(guest, host, found, free, problems)
+        pin = _pinned(guest, host, found, free, kept.get(guest["name"]), problems)
+        if pin is None and own is not None and _gone(guest, own):
+            pin = kept.get(guest["name"])
         if pin:
             pinned[guest["name"]] = pin
     there = {
@@ -97,35 +103,50 @@ def evacuate(
         )
     rest = [guest for guest in goers if guest["name"] not in pinned]
     there.update(pinned)
-    own = facts.get(host)
     if own is None and rest:
         problems.append(f"What {host} is could not be found out. Run this as root, and phyllome.virt.site first.")
     if problems or own is None:
-        return _nothing(problems) if problems or rest else _answer(pinned, {}, goers, host)
+        return _nothing(problems) if problems or rest else _answer(pinned, goers, host, [])
     units = [
         _unit(members, own, {other: facts[other] or {} for other in free}, there, together, apart)
         for members in _joined(rest, together)
     ]
-    chosen = _search(units, free, {other: _unclaimed(facts[other] or {}) for other in free}, apart, problems)
+    calm = {other: _unclaimed(facts[other] or {}) for other in free}
+    chosen = _search(units, free, calm, apart, kept, problems)
     if problems:
         return _nothing(problems)
-    return _answer(pinned, chosen, goers, host)
+    rechosen = [
+        f"{name} goes to {chosen[name]} now and not to {kept[name]}: {_why(unit, kept[name], free, found, facts)}."
+        for unit in units
+        for name in unit.names
+        if kept.get(name, chosen[name]) != chosen[name]
+    ]
+    return _answer({**pinned, **chosen}, goers, host, rechosen, pinned)
 
 
 def _nothing(problems: list[str]) -> dict[str, t.Any]:
-    return {"moves": {}, "guests": [], "bytes": 0, "problems": problems}
+    return {"moves": {}, "guests": [], "bytes": 0, "rechosen": [], "problems": problems}
 
 
 def _answer(
-    pinned: t.Mapping[str, str], chosen: t.Mapping[str, str], goers: t.Sequence[Facts], host: str
+    where: t.Mapping[str, str],
+    goers: t.Sequence[Facts],
+    host: str,
+    rechosen: list[str],
+    first: t.Container[str] = (),
 ) -> dict[str, t.Any]:
     """The moves: first those that were begun, then the biggest, so that the last one does not take the longest."""
     moves: dict[str, list[dict[str, t.Any]]] = {}
-    where = {**pinned, **chosen}
-    for guest in sorted(goers, key=lambda one: (one["name"] not in pinned, -_bytes(one), one["name"])):
+    for guest in sorted(goers, key=lambda one: (one["name"] not in first, -_bytes(one), one["name"])):
         name = guest["name"]
         moves.setdefault(where[name], []).append({"guest": name, "source": host, "destination": where[name]})
-    return {"moves": moves, "guests": sorted(where), "bytes": sum(map(_bytes, goers)), "problems": []}
+    return {
+        "moves": moves,
+        "guests": sorted(where),
+        "bytes": sum(map(_bytes, goers)),
+        "rechosen": rechosen,
+        "problems": [],
+    }
 
 
 def _bytes(guest: Facts) -> int:
@@ -141,9 +162,13 @@ def _pinned(
     host: str,
     found: t.Mapping[str, t.Sequence[Facts] | None],
     free: t.Container[str],
+    kept: str | None,
     problems: list[str],
 ) -> str | None:
-    """Where a move that was begun goes: it may be under way still, though whoever began it is gone."""
+    """Where a move that was begun goes: it may be under way still, though whoever began it is gone.
+
+    It may also begin and end between the looks at the two hosts, which then both have the guest; the record tells.
+    """
     name, journal = guest["name"], guest.get("migration") or {}
     others = [
         other
@@ -160,9 +185,17 @@ def _pinned(
     if unfinished(guest) and others:
         problems.append(f"A move of {name} from {journal['source']} to {journal['destination']} was begun and is not finished. "
                         f"Finish it: phyllome.virt.migrate -e guest={name} -e to={journal['destination']}.")  # fmt: skip
+    elif others == [kept]:
+        return kept
     elif others:
         problems.append(f"Guest {name} is on {host} and on {', '.join(others)}, and no move of ours explains that.")
     return None
+
+
+def _gone(guest: Facts, own: Facts) -> bool:
+    """Whether a guest that was on the host when it was asked for its guests had left when it was asked what they claim."""
+    claims = own["capacity"]["guests"]
+    return claims is not None and all(claim["uuid"] != guest["uuid"] for claim in claims)
 
 
 def room(facts: Facts) -> Room:
@@ -266,9 +299,13 @@ def _search(
     free: t.Mapping[str, Room],
     unclaimed: t.Mapping[str, int],
     apart: t.Sequence[t.Sequence[str]],
+    kept: t.Mapping[str, str],
     problems: list[str],
 ) -> dict[str, str]:
-    """A host for each guest. Depth first, the most difficult unit first, on the host with the most memory unclaimed."""
+    """A host for each guest. Depth first, the most difficult unit first, on the host with the most memory unclaimed.
+
+    A choice that was ``kept`` comes before that.
+    """
     for unit in units:
         if all(unit.against[other] or not _fits(unit.needs[other], free[other]) for other in free):
             problems.append(_hopeless(unit, free))
@@ -285,7 +322,8 @@ def _search(
         if number == len(order):
             return True
         unit = order[number]
-        for other in sorted(left, key=lambda name: (-calm[name], name)):
+        wished = [kept[name] for name in unit.names if name in kept]
+        for other in sorted(left, key=lambda name: (name not in wished, -calm[name], name)):
             tries += 1
             if tries > TRIES:
                 return False
@@ -318,17 +356,34 @@ def _search(
 
 
 def _hopeless(unit: _Unit, free: t.Mapping[str, Room]) -> str:
-    said = []
-    for other, room_left in sorted(free.items()):
-        whys = list(unit.against[other])
-        if not whys:
-            whys = [
-                f"it has {_amount(key, room_left.get(key, 0))} of {key}, {_amount(key, amount)} are needed"
-                for key, amount in unit.needs[other].items()
-                if room_left.get(key, 0) < amount
-            ]
-        said.append(f"{other}: {'; '.join(whys)}")
+    said = [f"{other}: {'; '.join(_against(unit, other, left))}" for other, left in sorted(free.items())]
     return f"Guest {' with '.join(unit.names)} has nowhere to go. {'. '.join(said)}."
+
+
+def _against(unit: _Unit, other: str, left: Room) -> list[str]:
+    """What stands against one host, in words; nothing when the unit could go there."""
+    return list(unit.against[other]) or [
+        f"it has {_amount(key, left.get(key, 0))} of {key}, {_amount(key, amount)} are needed"
+        for key, amount in unit.needs[other].items()
+        if left.get(key, 0) < amount
+    ]
+
+
+def _why(
+    unit: _Unit,
+    other: str,
+    free: t.Mapping[str, Room],
+    found: t.Mapping[str, t.Sequence[Facts] | None],
+    facts: t.Mapping[str, Facts | None],
+) -> str:
+    """Why a choice of the run that was cut off does not hold any more."""
+    if other in free:
+        return "; ".join(_against(unit, other, free[other])) or "with it not all of the others would have a place"
+    if other not in facts:
+        return "that is not in the group phyllome_hosts any more"
+    if found.get(other) is None or facts[other] is None:
+        return "that does not answer"
+    return "that is to stay empty itself"
 
 
 def _amount(key: str, amount: int) -> str:

@@ -161,7 +161,9 @@ def tree(tmp_path):
     machine.file("usr/lib/modules/6.1.0-9-amd64/vmlinuz", "")
     machine.file("usr/lib/modules/6.1.0-10-amd64/vmlinuz", "")
     machine.file("usr/lib/modules/6.1.0-11-amd64/modules.dep", "")
-    machine.file("etc/phyllome/evacuated.json", '{"guests": ["web", "db"], "by": "upgrade"}')
+    machine.file(
+        "etc/phyllome/evacuated.json", '{"guests": ["web", "db"], "by": "upgrade", "destinations": {"web": "beta"}}'
+    )
     machine.file("sys/bus/pci/drivers/vfio-pci/0000:01:00.0/vendor", "0x10de\n")
     machine.file("sys/bus/pci/drivers/vfio-pci/0000:01:00.0/device", "0x2204\n")
     return Tree(machine.write(tmp_path), "sysfs_root")
@@ -177,7 +179,7 @@ def test_the_stack_as_the_files_of_a_machine_tell_of_it(tree):
     assert list(stack.settings) == ["modprobe.d/a.conf"] and stack.units == ("libvirtd.socket",)
     assert stack.kernels == ("6.1.0-10-amd64", "6.1.0-9-amd64")
     assert (
-        stack.evacuated == {"guests": ["db", "web"], "by": "upgrade", "before": None}
+        stack.evacuated == {"guests": ["db", "web"], "destinations": {"web": "beta"}, "by": "upgrade", "before": None}
         and stack.authority == ""
         and stack.vfio == ("10de:2204",)
     )
@@ -188,6 +190,7 @@ def test_a_record_that_cannot_be_read_still_keeps_the_host_empty(tmp_path):
     machine.file("etc/phyllome/evacuated.json", "{")
     assert read_stack(Tree(machine.write(tmp_path), "sysfs_root")).evacuated == {
         "guests": [],
+        "destinations": {},
         "by": "unknown",
         "before": None,
     }

@@ -17,9 +17,11 @@ from ansible_collections.phyllome.virt.tests.unit._host.hosts import GIB, claim,
 LESS: dict[str, t.Any] = {"cpu": {"vendor": "Intel", "model": "Haswell", "features": ["lm", "vmx"]}}
 
 
-def work(guests, claims, hosts, found=None, **more):
-    """Empty alpha, which has these guests; ``hosts`` are the others."""
+def work(guests, claims, hosts, found=None, kept=None, **more):
+    """Empty alpha, which has these guests; ``hosts`` are the others, ``kept`` is what an earlier run chose."""
     facts = {"alpha": host("alpha", claims=claims), **hosts}
+    if kept is not None:
+        facts["alpha"]["evacuated"] = {"guests": sorted(kept), "destinations": kept, "by": "evacuate", "before": None}
     everywhere = {"alpha": guests, **{name: [] for name in hosts}, **(found or {})}
     return evacuate("alpha", everywhere, facts, **more)
 
@@ -54,7 +56,7 @@ def test_what_is_free_at_the_moment_does_not_change_who_goes_where():
 
 
 def test_an_empty_host_needs_no_other():
-    assert work([], [], {}) == {"moves": {}, "guests": [], "bytes": 0, "problems": []}
+    assert work([], [], {}) == {"moves": {}, "guests": [], "bytes": 0, "rechosen": [], "problems": []}
 
 
 def test_a_guest_goes_only_where_it_can_run():
@@ -97,6 +99,45 @@ def test_a_move_that_was_begun_goes_on_and_others_are_told_to_be_finished():
     assert "phyllome.virt.migrate -e guest=a -e to=alpha" in got["problems"][0]
     got = work([guest("a")], [claim("a")], hosts, found={"beta": [guest("a")]})
     assert "no move of ours explains" in got["problems"][0]
+
+
+def test_what_a_run_that_was_cut_off_chose_stays_chosen():
+    hosts = {"beta": host("beta"), "gamma": host("gamma", free=30 * GIB)}
+    guests, claims = [guest(name) for name in "abc"], [claim(name) for name in "abc"]
+    other = where(work(guests, claims, hosts))
+    kept = {name: {"beta": "gamma", "gamma": "beta"}[one] for name, one in other.items()}
+    got = work(guests, claims, hosts, kept=kept)
+    assert where(got) == kept != other and got["rechosen"] == []
+    # its workers go on meanwhile: some have gone, and one was at home when one host was looked at and away at the next
+    got = work(guests[1:], claims[1:], hosts, found={kept["b"]: [guests[1]]}, kept=kept)
+    assert where(got) == {name: kept[name] for name in "bc"} and got["problems"] == []
+    # or when its guests were looked at, and away when it was asked what they claim
+    got = work(guests, claims[1:], hosts, kept=kept)
+    assert where(got) == kept and got["problems"] == []
+
+
+@pytest.mark.parametrize(
+    ("beta", "words"),
+    [
+        ({"beta": host("beta", **LESS)}, "its CPU lacks avx2"),
+        ({"beta": host("beta", free=GIB)}, "it has 1.0 GiB of memory, 4.1 GiB are needed"),
+        ({"beta": None}, "that does not answer"),
+        ({"beta": {**host("beta"), "evacuated": {"guests": [], "by": "evacuate"}}}, "that is to stay empty itself"),
+        ({}, "that is not in the group phyllome_hosts any more"),
+    ],
+)
+def test_why_a_choice_does_not_hold_any_more(beta, words):
+    found = {"beta": None} if beta.get("beta", {}) is None else None
+    got = work([guest("a")], [claim("a", 4 * GIB)], {**beta, "gamma": host("gamma")}, found=found, kept={"a": "beta"})
+    assert where(got) == {"a": "gamma"} and got["rechosen"] == [f"a goes to gamma now and not to beta: {words}."]
+
+
+def test_choices_change_when_others_need_the_room():
+    hosts = {"beta": host("beta", free=5 * GIB), "gamma": host("gamma", free=9 * GIB, **LESS)}
+    guests, claims = [guest("a"), guest("b")], [claim("a", 4 * GIB, cpu=["avx2"]), claim("b", 4 * GIB, cpu=["lm"])]
+    got = work(guests, claims, hosts, kept={"b": "beta"})
+    assert where(got) == {"a": "beta", "b": "gamma"}
+    assert got["rechosen"] == ["b goes to gamma now and not to beta: with it not all of the others would have a place."]
 
 
 def test_who_belongs_together_goes_together_and_to_who_is_there_already():
@@ -166,6 +207,7 @@ def test_groups_that_are_no_groups():
         "moves": {},
         "guests": [],
         "bytes": 0,
+        "rechosen": [],
         "problems": [],
     }
 

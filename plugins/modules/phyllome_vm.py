@@ -81,9 +81,10 @@ options:
       - Size with a unit, for example V(2GiB), or a dictionary with what follows.
       - C(size) is that size.
       - C(current) is what the guest has of it right now (balloon). It is changed at once.
-      - C(maximum) is what it can ever have together with memory devices, and C(slots) the number of DIMMs that can be plugged.
+      - C(maximum) is what it can ever have together with memory devices, and C(slots) the number of DIMMs
+        that can be plugged, V(16) where it is not declared.
       - C(virtio_mem) is memory that is plugged in small pieces, within C(maximum). It has C(size), its limit, and
-        C(requested), how much of it the guest is to have. A C(size) of V(0) takes it away.
+        C(requested), how much of it the guest is to have, which is changed at once. A C(size) of V(0) takes it away.
       - C(hugepages) is the size of the host's pages that the memory is made of, for example V(2MiB) or V(1GiB), or V(none).
       - C(shared) is whether other processes of the host may see the memory, which virtiofs needs.
       - C(locked) is whether it stays in the host's memory.
@@ -98,7 +99,7 @@ options:
       - C(topology) has C(sockets), C(dies), C(cores) and C(threads), which multiply to the maximum. Cores that are not declared
         are computed.
       - C(pins) are the host's CPUs that each virtual CPU may run on, by its number, C(emulator_pins) those for
-        QEMU itself, and C(iothread_pins) those for each I/O thread.
+        QEMU itself, and C(iothread_pins) those for each I/O thread. They are changed at once.
       - C(iothreads) is the number of threads that disks can be given to. They count from 1.
       - C(numa) is a list of NUMA cells for the guest, each with C(cpus), for example V(0-1), and C(memory). Each virtual CPU is
         in one of them, and the guest's memory is their sum.
@@ -532,7 +533,8 @@ options:
   filesystems:
     description:
       - Directories of the host that the guest can mount.
-      - V(virtiofs) needs shared memory (C(shared) in O(memory)), which is switched on with it, and waits for a power cycle where that was off.
+      - V(virtiofs) needs shared memory (C(shared) in O(memory)), which is switched on with it, and waits for a power cycle where that was off,
+        and in guests of an ordinary user.
     type: list
     elements: dict
     suboptions:
@@ -763,7 +765,7 @@ options:
     choices: [live, next_boot, restart]
   on_unplug_timeout:
     description:
-      - Seconds that a running guest is given to let go of a device, or of memory. What it keeps is returned in RV(pending).
+      - Seconds that a running guest is given to let go of a device, or to give or take memory. What it keeps is returned in RV(pending).
       - The default is V(20).
     type: int
   cloud_init:

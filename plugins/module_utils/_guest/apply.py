@@ -17,6 +17,7 @@ import typing as t
 
 from .._core import virt, xml
 from .._core.errors import PhyllomeError
+from .._core.fields import MEMORY
 from .._core.plan import Change
 from .._core.program import run
 from . import domain, identity, luks, media, read, spec, storage
@@ -25,6 +26,8 @@ from .draft import Decision
 from .passthrough import PROGRAM
 from .plan_power import POWER_RESULT
 from .spec import Wanted
+from .table_cpu import VIRTIO_MEM, size_of
+from .values import cpus
 
 _POLL = 0.25
 """Seconds between two looks at a guest that is shutting down."""
@@ -113,15 +116,39 @@ class Apply:
         self._found.updateDeviceFlags(xml.dump(change.args["device"]), virt.libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
     def _balloon(self, change: Change) -> None:
-        """The call only asks the guest's balloon driver; what it did is seen afterwards."""
-        wanted = change.args["value"] // 1024
-        self._found.setMemoryFlags(wanted, virt.libvirt.VIR_DOMAIN_AFFECT_LIVE)
+        """libvirt counts what is plugged of virtio-mem into what the guest has, but not into what it is to have."""
+        wanted = change.args["value"]
+        self._found.setMemoryFlags(wanted // 1024, virt.libvirt.VIR_DOMAIN_AFFECT_LIVE)
+        self._driven(change, lambda: bool(self._found.info()[2] * 1024 - self._plugged() == wanted))
+
+    def _virtio_mem(self, change: Change) -> None:
+        device = xml.parse(self._found.XMLDesc()).find(VIRTIO_MEM)
+        assert device is not None  # it was there when this was planned
+        requested = xml.ensure(device, "target/requested")
+        requested.text = MEMORY.format(change.args["value"])
+        requested.set("unit", "KiB")
+        self._found.updateDeviceFlags(xml.dump(device), virt.libvirt.VIR_DOMAIN_AFFECT_LIVE)
+        self._driven(change, lambda: self._plugged() == change.args["value"])
+
+    def _plugged(self) -> int:
+        return size_of(xml.first(xml.parse(self._found.XMLDesc()), f"{VIRTIO_MEM}/target/current"))
+
+    def _driven(self, change: Change, done: t.Callable[[], bool]) -> None:
+        """The call only asked the guest's driver; what that did is seen afterwards."""
         end = time.monotonic() + self._wanted.unplug_timeout
-        while self._found.info()[2] != wanted:
+        while not done():
             if time.monotonic() > end:
                 self.refused[change.path] = f"the guest did not do it within {self._wanted.unplug_timeout:g} s"
                 return
             time.sleep(_POLL)
+
+    def _pin(self, change: Change) -> None:
+        """``call`` is the method of ``libvirt.virDomain``, which takes a number first where there are several."""
+        pin, value = getattr(self._found, change.args["call"]), change.args["value"]
+        for number, text in value.items() if isinstance(value, dict) else [("", value)]:
+            which, chosen = [int(number)] if number else [], cpus(text)
+            wanted = tuple(cpu in chosen for cpu in range(chosen[-1] + 1))
+            pin(*which, wanted, virt.libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
     def _vcpus(self, change: Change) -> None:
         self._found.setVcpusFlags(change.args["value"], virt.libvirt.VIR_DOMAIN_AFFECT_LIVE)
@@ -333,6 +360,8 @@ def defines(change: Change) -> bool:
 
 _CALLS: dict[str, t.Callable[[Apply, Change], None]] = {
     "balloon": Apply._balloon,
+    "virtio_mem": Apply._virtio_mem,
+    **dict.fromkeys(("pinVcpuFlags", "pinIOThread", "pinEmulator"), Apply._pin),
     "vcpus": Apply._vcpus,
     "iotune": Apply._iotune,
     "title": Apply._title,

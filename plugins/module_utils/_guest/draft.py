@@ -71,7 +71,7 @@ class Draft:
         self.root = xml.element("domain") if there is None else copy.deepcopy(there.config)
         self.added: set[tuple[str, str]] = set()
         self.later: list[dict[str, t.Any]] = []
-        self.room = None if self.live is None else Room(self.live)
+        self.room = None if self.live is None else Room(self.live, world.cgroups)
 
     def note(self, action: str, path: str, before: t.Any, after: t.Any, when: When = "live", **args: t.Any) -> None:
         """A change; ``args`` is what ``apply`` needs besides, ``why`` is for people."""

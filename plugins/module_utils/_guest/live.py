@@ -67,9 +67,11 @@ class Room:
 
     Args:
         live: the running guest's element.
+        cgroups: whether libvirt has control groups for it.
     """
 
     live: dataclasses.InitVar[Element]
+    cgroups: bool = True
     slots: int = 0
     scsi: bool = False
 
@@ -91,6 +93,8 @@ class Room:
             return "a device of this kind cannot be added to a running guest"
         if device.tag == "filesystem" and not self._shared:
             return "the running guest's memory is not shared, which virtiofs needs"
+        if device.tag == "filesystem" and not self.cgroups:
+            return "libvirt has no control groups on this host, and its daemon would die of it (seen with 9.0)"
         if kind in ("usb", "virtio-serial") and kind not in self._kinds:
             return f"the running guest has no {kind} controller"
         if needs > self.slots:

@@ -124,8 +124,10 @@ def _resize(draft: Draft, disk: Device, found: Element, path: str, capacity: int
     elif size > capacity:
         before, after = format_size(capacity), format_size(size)
         live = None if draft.there is None else draft.there.live
-        pairs = [] if live is None else domain.matched(DISKS, live, draft.root)
-        running = next((twin for twin, defined in pairs if defined is found), None)
+        running = None if live is None else domain.device(DISKS, live, disk.id)
+        if running is None and live is not None:
+            pairs = domain.matched(DISKS, live, draft.root)
+            running = next((twin for twin, defined in pairs if defined is found), None)
         if running is not None and draft.untouched:
             # A size is the file's; there is no definition that could carry it to the next start.
             draft.later.append({"path": f"{disk.path}.size", "from": before, "to": after})

@@ -162,7 +162,7 @@ def _behind(draft: Draft, group: str, row: Field) -> None:
     if value is None or draft.live is None or not draft.hot or row.when != "live" or path in draft.waits:
         return
     before = row.read(draft.live)
-    if row.read(draft.root) == value and row.waiting(draft.live, draft.root):
+    if row.same(row.read(draft.root), value) and row.waiting(draft.live, draft.root):
         told = _call(draft, row, value)
         if told:
             draft.note("live", path, row.shown(before), row.shown(value), **told)

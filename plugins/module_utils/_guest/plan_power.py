@@ -166,6 +166,13 @@ def _hugepages(draft: Draft) -> None:
     row = next(row for row in DOMAIN["memory"] if row.option == "hugepages")
     pages, size = row.read(draft.root), DOMAIN[""][0].read(draft.root)
     free = draft.world.hugepages.get(pages) if pages else None
+    if (
+        free is not None
+        and draft.there is not None
+        and draft.there.live is not None
+        and row.read(draft.there.live) == pages
+    ):
+        free += (DOMAIN[""][0].read(draft.there.live) or 0) // pages  # it gives them back before it starts again
     if free is not None and size is not None and free * pages < size:
         draft.problem(
             f"memory.hugepages: {-(-size // pages)} pages of {format_size(pages)} are needed",

@@ -137,6 +137,15 @@ def hugepages() -> dict[int, int]:
     return free
 
 
+def cgroups() -> bool:
+    """Whether there are control groups that have controllers, without which libvirt uses none.
+
+    https://docs.kernel.org/admin-guide/cgroup-v2.html; with the first version each controller is a directory.
+    """
+    root = "/sys/fs/cgroup"
+    return bool(_sysfs(f"{root}/cgroup.controllers")) or os.path.isdir(f"{root}/cpu")
+
+
 def bridge(name: str) -> bool | None:
     """True, or None when the kernel has no such bridge."""
     return True if os.path.isdir(f"/sys/class/net/{name}/bridge") else None

@@ -58,6 +58,17 @@ class Memory(Field):
         xml.drop(root, "currentMemory")
 
 
+class _Maximum(Field):
+    def write(self, root: Element, value: t.Any) -> None:
+        super().write(root, value)
+        found = xml.ensure(root, self.path)
+        found.set("slots", found.get("slots", _SLOTS))
+
+
+_SLOTS = "16"
+"""libvirt wants a number of DIMMs beside the maximum, also where memory comes as virtio-mem alone."""
+
+
 class _Balloon(Field):
     def waiting(self, live: Element, config: Element) -> tuple[t.Any, t.Any] | None:
         """A running guest is given more and less all the time; nothing waits for its next start."""
@@ -233,12 +244,17 @@ class _VirtioMem(Field):
                     found.text = found.text or text
                     if name != "node":
                         found.set("unit", "KiB")
-        total = xml.first(root, "memory")
-        if total is not None:
-            wanted = size_of(total) + _plugged(root) - before
-            total.text = MEMORY.format(wanted)
+        total, more = xml.first(root, "memory"), _plugged(root) - before
+        if total is not None and more:
+            total.text = MEMORY.format(size_of(total) + more)
             total.set("unit", "KiB")
             xml.drop(root, "currentMemory")
+
+    def fits(self, live: Element, value: t.Any) -> bool:
+        """Only how much of the device is plugged can change."""
+        return xml.first(live, VIRTIO_MEM) is not None and value <= size_of(
+            xml.first(live, f"{VIRTIO_MEM}/target/size")
+        )
 
 
 VCPUS = (
@@ -249,18 +265,25 @@ VCPUS = (
     Field("topology.threads", "cpu/topology/@threads", values.COUNT),
     _Numa("numa", "", values.CELLS),
     Field("iothreads", "iothreads", values.NUMBER, default=0),
-    _Pins("pins", "cputune/vcpupin", values.PINS, same=values.within),
-    _Pins("iothread_pins", "cputune/iothreadpin", values.PINS, same=values.within),
-    Field("emulator_pins", "cputune/emulatorpin/@cpuset", values.CPUS),
+    _Pins("pins", "cputune/vcpupin", values.PINS, when="live", same=values.within, call="pinVcpuFlags"),
+    _Pins("iothread_pins", "cputune/iothreadpin", values.PINS, when="live", same=values.within, call="pinIOThread"),
+    Field("emulator_pins", "cputune/emulatorpin/@cpuset", values.CPUS, when="live", call="pinEmulator"),
 )
 """What ``vcpus`` holds."""
 
 MEMORIES = (
     # maxMemory: room for memory devices; the guest's own memory is part of it.
-    Field("maximum", "maxMemory", MEMORY),
+    _Maximum("maximum", "maxMemory", MEMORY),
     Field("slots", "maxMemory/@slots", values.between(1, 256)),
     _VirtioMem("virtio_mem.size", f"{VIRTIO_MEM}/target/size", values.MEMORY_OR_NONE, default=0),
-    _VirtioMem("virtio_mem.requested", f"{VIRTIO_MEM}/target/requested", values.MEMORY_OR_NONE, default=0),
+    _VirtioMem(
+        "virtio_mem.requested",
+        f"{VIRTIO_MEM}/target/requested",
+        values.MEMORY_OR_NONE,
+        when="live",
+        default=0,
+        call="virtio_mem",
+    ),
     _Balloon("current", "currentMemory", MEMORY, when="live", call="balloon"),
     _Pages("hugepages", "memoryBacking/hugepages", values.PAGES),
     _Shared("shared", "memoryBacking/access", values.BOOL),

@@ -53,6 +53,7 @@ class World:
         first: what a first boot depends on.
         cpus: how many processors the host has.
         hugepages: how many are free, by their size in bytes.
+        cgroups: whether libvirt has control groups for guests; it has none for those of an ordinary user.
         passthrough: what its host devices depend on.
         clones: names of guests whose disks are based on the guest's; only where it may be started.
         secrets: ``luks.NONE``, ``BEGUN`` or ``SET`` of the secrets of encrypted disks, by uuid.
@@ -77,6 +78,7 @@ class World:
     first: First = dataclasses.field(default_factory=First)
     cpus: int | None = None
     hugepages: t.Mapping[int, int] = dataclasses.field(default_factory=dict)
+    cgroups: bool = True
     passthrough: passthrough.Devices = dataclasses.field(default_factory=passthrough.Devices)
     clones: tuple[str, ...] = ()
     secrets: t.Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -200,6 +202,7 @@ class Look:
             },
             first=self._first(wanted, there, paths),
             hugepages=read_host.hugepages(),
+            cgroups=read_host.cgroups() and not self._session,
             passthrough=self._passthrough(wanted, there),
             clones=self._clones(wanted, there),
             secrets=self._secrets(_disk_secrets(wanted, there)),

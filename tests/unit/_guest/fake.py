@@ -155,6 +155,11 @@ class Domain:
         with self.host.step("updateDevice"):
             given = xml.parse(text)
             alias = given.find("alias").get("name")
+            if given.tag == "memory" and self.balloon:
+                current, now = xml.ensure(given, "target/current"), self.live.find("currentMemory")
+                now.text = str(int(now.text) + int(given.findtext("target/requested")) - int(current.text or 0))
+                current.text = given.findtext("target/requested")
+                current.set("unit", "KiB")
             self._find(alias).getparent().replace(self._find(alias), given)
 
     def attachDeviceFlags(self, text: str, scope: int) -> None:
@@ -192,7 +197,8 @@ class Domain:
     def setMemoryFlags(self, kib: int, scope: int) -> None:
         with self.host.step("setMemory"):
             if self.balloon:
-                self.live.find("currentMemory").text = str(kib)
+                plugged = int(self.live.findtext("devices/memory/target/current") or 0)
+                self.live.find("currentMemory").text = str(kib + plugged)
 
     def setVcpusFlags(self, count: int, scope: int) -> None:
         with self.host.step("setVcpus"):
@@ -200,6 +206,20 @@ class Domain:
             if count > int(vcpu.text):
                 raise LibvirtError("requested vcpus is greater than max allowable vcpus")
             vcpu.set("current", str(count))
+
+    def pinVcpuFlags(self, number: int, wanted: tuple[bool, ...], scope: int) -> None:
+        self._pin(f"vcpupin[@vcpu='{number}']", wanted)
+
+    def pinIOThread(self, number: int, wanted: tuple[bool, ...], scope: int) -> None:
+        self._pin(f"iothreadpin[@iothread='{number}']", wanted)
+
+    def pinEmulator(self, wanted: tuple[bool, ...], scope: int) -> None:
+        self._pin("emulatorpin", wanted)
+
+    def _pin(self, path: str, wanted: tuple[bool, ...]) -> None:
+        with self.host.step("pin"):
+            chosen = ",".join(str(cpu) for cpu, here in enumerate(wanted) if here)
+            xml.ensure(self.live, f"cputune/{path}").set("cpuset", chosen)
 
     def setBlockIoTune(self, target: str, values: dict[str, int], scope: int) -> None:
         with self.host.step("setBlockIoTune"):

@@ -9,7 +9,7 @@ import pytest
 
 from ansible_collections.phyllome.virt.plugins.module_utils._core import xml
 from ansible_collections.phyllome.virt.plugins.module_utils._core.errors import PhyllomeError
-from ansible_collections.phyllome.virt.plugins.module_utils._guest import apply, converge, live
+from ansible_collections.phyllome.virt.plugins.module_utils._guest import apply, converge, live, read_host
 
 from .fake import GIB, Hypervisor, Killed
 
@@ -307,6 +307,78 @@ def test_memory_that_the_guest_does_not_give_back_is_told(host):
     assert host.converge(**wanted)["changed"] is False
 
 
+PLUGGABLE = {"size": "1GiB", "maximum": "4GiB", "virtio_mem": {"size": "1GiB", "requested": "0"}}
+
+
+def virtio_mem(requested):
+    return {"memory": {**PLUGGABLE, "virtio_mem": {"size": "1GiB", "requested": requested}}}
+
+
+def test_memory_is_plugged_while_the_guest_runs(host):
+    host.converge(memory=PLUGGABLE)
+    before = host.guest().config.findtext("memory")
+    result = host.converge(**virtio_mem("256MiB"))
+    assert paths(result["plan"]) == [("memory.virtio_mem.requested", "live")]
+    web = host.guest()
+    found = [root.find("devices/memory/target") for root in (web.live, web.config)]
+    assert [each.findtext("requested") for each in found] == [str(256 * 1024)] * 2
+    assert found[0].findtext("current") == str(256 * 1024)
+    assert (result["pending"], web.starts, web.config.findtext("memory")) == ([], 1, before)
+    assert host.converge(**virtio_mem("256MiB"))["changed"] is False
+
+
+def test_plugged_memory_does_not_count_for_the_balloon(host):
+    host.converge(memory=PLUGGABLE)
+    then = {"memory": {**virtio_mem("256MiB")["memory"], "current": "512MiB"}}
+    result = host.converge(**then)
+    assert set(paths(result["plan"])) == {("memory.virtio_mem.requested", "live"), ("memory.current", "live")}
+    assert host.guest().live.findtext("currentMemory") == str(768 * 1024)
+    assert host.converge(**then)["changed"] is False
+
+
+def test_memory_that_the_guest_does_not_plug_is_told(host):
+    host.converge(memory=PLUGGABLE)
+    host.guest().balloon = False
+    result = host.converge(**virtio_mem("256MiB"), on_unplug_timeout=1)
+    assert paths(result["plan"]) == [("memory.virtio_mem.requested", "next_boot")]
+    assert "the guest did not do it within" in result["plan"][0]["why"]
+
+
+@pytest.mark.parametrize("first", [{"size": "1GiB", "maximum": "8GiB"}, PLUGGABLE])
+def test_memory_beyond_what_the_guest_was_started_with_waits(host, first):
+    host.converge(memory={**first, "maximum": "8GiB"})
+    then = {"size": "1GiB", "maximum": "8GiB", "virtio_mem": {"size": "2GiB", "requested": "2GiB"}}
+    result = host.converge(memory=then)
+    assert {when for dummy, when in paths(result["plan"])} == {"next_boot"}
+    assert result["restart_required"] and "updateDevice" not in host.told
+    assert host.converge(memory=then)["changed"] is False
+
+
+def test_a_running_guest_is_pinned_elsewhere(host):
+    pins = {"current": 2, "iothreads": 1, "pins": {"0": "0", "1": "1"}, "emulator_pins": "0"}
+    host.converge(vcpus={**pins, "iothread_pins": {"1": "0"}})
+    then = {**pins, "pins": {"1": "2-4,^3"}, "emulator_pins": "0-1", "iothread_pins": {"1": "3"}}
+    result = host.converge(vcpus=then)
+    assert paths(result["plan"]) == [(f"vcpus.{name}", "live") for name in ("pins", "iothread_pins", "emulator_pins")]
+    tuned = host.guest().live.find("cputune")
+    assert {(each.tag, each.get("cpuset")) for each in tuned} == {
+        ("vcpupin", "0"),
+        ("vcpupin", "2,4"),
+        ("iothreadpin", "3"),
+        ("emulatorpin", "0,1"),
+    }
+    assert (result["pending"], host.guest().starts) == ([], 1)
+    assert host.converge(vcpus=then)["changed"] is False
+
+
+def test_pins_that_the_running_guest_lacks_are_made_up_for(host):
+    host.converge(vcpus={"current": 2, "pins": {"0": "0", "1": "1"}})
+    host.guest().live.find("cputune/vcpupin[@vcpu='1']").set("cpuset", "3")
+    result = host.converge(vcpus={"pins": {"1": "1"}})
+    assert paths(result["plan"]) == [("vcpus.pins", "live")]
+    assert host.guest().live.find("cputune/vcpupin[@vcpu='1']").get("cpuset") == "1"
+
+
 def test_more_vcpus_than_the_maximum_wait(host):
     host.converge(vcpus={"current": 2, "maximum": 4})
     result = host.converge(vcpus={"current": 8, "maximum": 8})
@@ -315,6 +387,22 @@ def test_more_vcpus_than_the_maximum_wait(host):
 
 
 # Sockets
+
+
+def test_virtiofs_waits_where_libvirt_has_no_control_groups(host, monkeypatch):
+    monkeypatch.setattr(read_host, "cgroups", lambda: False)
+    (host.folder / "share").mkdir()
+    wanted = {"memory": {"size": "1GiB", "shared": True}}
+    host.converge(**wanted)
+    more = {**wanted, "filesystems": [{"id": "share", "source": str(host.folder / "share")}]}
+    result = host.converge(**more)
+    assert {change["why"] for change in result["plan"]} == {
+        "libvirt has no control groups on this host, and its daemon would die of it (seen with 9.0)"
+    }
+    assert [each["path"] for each in result["pending"]] == ["filesystems.share"] and "attachDevice" not in host.told
+    monkeypatch.setattr(read_host, "cgroups", lambda: True)
+    assert host.converge(**more)["pending"] == []
+    assert "attachDevice" in host.told
 
 
 def machine(*devices):

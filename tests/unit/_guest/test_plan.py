@@ -705,8 +705,9 @@ def test_removal_knows_what_there_is(lab):
 
 
 def test_an_older_libvirt_cannot_keep_a_tpm(lab):
-    old = {"world": {"libvirt": 8000000}}
+    old, new = ({"world": {"libvirt": version}} for version in (8008999, 8009000))
     assert "delete.tpm: false: libvirt before 8.9 removes" in said(lab, lab.guest("linux"), state="absent", **old)
+    assert removal(lab, lab.guest("linux"), **new)[1] == 8 | 64
     assert removal(lab, lab.guest("linux"), delete={"tpm": True}, **old)[1] == 8
 
 

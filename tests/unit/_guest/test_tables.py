@@ -520,6 +520,26 @@ def test_what_the_host_does_not_have_is_said(lab, options, world, text):
     assert text in said(lab, world=around, **options)
 
 
+def test_room_for_memory_has_slots(lab):
+    """libvirt refuses maxMemory without them."""
+    there = lab.after(lab.decide(memory={"size": "1GiB", "maximum": "4GiB"}))
+    assert there.config.find("maxMemory").get("slots") == "16"
+    more = lab.decide(there, memory={"maximum": "8GiB", "slots": 2})
+    assert lab.decide(lab.after(more, there), memory={"maximum": "9GiB"}).config.find("maxMemory").get("slots") == "2"
+
+
+def test_huge_pages_of_a_guest_that_is_restarted_are_free_for_it(lab):
+    """It gives them back before it starts again, so all of the host's may be its own."""
+    declared = {"memory": {"size": "1GiB", "hugepages": "2MiB"}}
+    around = {"hugepages": {2 * 1024**2: 512}}
+    there = lab.after(lab.decide(world=around, **declared))
+    left = {"hugepages": {2 * 1024**2: 8}}
+    bigger = {**declared, "memory": {"size": "1040MiB", "hugepages": "2MiB"}, "apply": "restart"}
+    assert "shutdown" in [change.action for change in lab.decide(there, world=left, **bigger).plan]
+    bigger["memory"] = {"size": "1042MiB", "hugepages": "2MiB"}
+    assert "521 pages of 2MiB are needed: 520 are free" in said(lab, there, world=left, **bigger)
+
+
 @pytest.mark.parametrize(
     ("options", "file"),
     [({"vsock": {"cid": "auto"}}, "/dev/vhost-vsock"), ({"graphics": {"type": "vnc", "gl": "headless"}}, "/dev/dri")],

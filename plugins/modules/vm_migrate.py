@@ -79,12 +79,26 @@ options:
   mode:
     description:
       - V(live) moves a guest that runs or is paused.
+      - V(warm) copies the disks of a guest while it runs, over and over what it has written meanwhile, until that is little
+        (at most 64 MiB, or not less than before, or ten rounds). Then the guest is shut down, what changed since is copied, and it
+        starts at the destination. It is off for as long as that takes, not for the whole copying, and neither CPU nor QEMU
+        of both hosts have to agree.
       - V(cold) moves a guest that is off, and shuts one that runs down first. Its files are copied as they are, with chains of
         backing files, snapshots, dirty bitmaps and encryption. It takes no memory on either host.
-      - V(auto) takes the one that fits, V(live) for a guest that runs.
+      - V(auto) takes V(live) for a guest that runs and V(cold) for one that is off, unless O(allow) says more.
+      - A guest that is off moves V(cold), also when V(warm) was asked for.
     type: str
-    choices: [auto, live, cold]
+    choices: [auto, live, warm, cold]
     default: auto
+  allow:
+    description:
+      - Modes that V(auto) may take. Of these it takes the first of V(live), V(warm) and V(cold) that nothing stands against, and says
+        in RV(mode_reason) why it takes no better one. So with V([live, warm]) a guest whose CPU the destination cannot offer is shut down
+        for a short time instead of being refused.
+      - Without it, a guest that runs is not shut down unless O(hostdevs) or O(power_after=off) ask for it.
+    type: list
+    elements: str
+    choices: [live, warm, cold]
   convergence:
     description: What to do about a guest that writes faster than the network carries.
     type: dict
@@ -121,7 +135,8 @@ options:
   source_disks:
     description:
       - V(retain) keeps disks, UEFI variables and TPM state at the source under names that end in C(.phyllome-retained-) and the C(op_id).
-        The next move of the same guest away from that host replaces them.
+        The next move of the same guest away from that host replaces them. A warm or cold move back to it begins with what a warm or cold
+        move has retained there, if nobody touched that, and sends only what changed since.
       - V(purge) deletes them, once the guest is at the destination and found complete.
     type: str
     choices: [retain, purge]
@@ -233,6 +248,13 @@ EXAMPLES = r"""
     hostdevs:
       gpu: "0000:41:00.0"
 
+- name: Move a guest to a host with an older CPU, copying its disks while it runs
+  phyllome.virt.vm_migrate:
+    name: db
+    mode: warm
+    destination: gamma
+    destination_uri: qemu+tls://10.78.0.3/system
+
 - name: Take that back, while the guest is off at the destination
   phyllome.virt.vm_migrate:
     name: games
@@ -257,7 +279,7 @@ op_id:
   type: str
   sample: 0f1f6c0b-50a2-5a63-9f6f-8c3ad0f34f40
 mode_used:
-  description: V(live), V(cold), or null when there was nothing to copy.
+  description: V(live), V(warm), V(cold), or null when there was nothing to copy.
   returned: always
   type: str
   sample: live
@@ -349,7 +371,7 @@ disks:
       type: int
     digest:
       description: >-
-        Of a cold move. SHA-256 of the digests of the file's parts of 64 MiB, each of its blocks of 64 KiB that are not zeros.
+        Of a warm or cold move. SHA-256 of the digests of the file's parts of 1 MiB, each of its blocks of 64 KiB that are not zeros.
       type: str
     verified:
       description: V(stream), V(full) or V(none), as O(verify), of a cold move.
@@ -383,11 +405,21 @@ stats:
       description: Milliseconds until the copying began.
       type: int
     migrate_ms:
-      description: Milliseconds that libvirt took for the migration.
+      description: Milliseconds that libvirt took for the migration; of a warm or cold move, for copying the files of the guest that is off.
+      type: int
+    warm_ms:
+      description: Milliseconds that the disks of a guest that ran were copied, of a warm move.
+      type: int
+    rounds:
+      description: How often that went through its disks.
+      type: int
+    transferred:
+      description: Bytes of all files that went over the network, of a warm or cold move.
       type: int
     downtime_ms:
       description:
         - Milliseconds from the stop of the CPUs at the source to their start at the destination, by one clock.
+        - Of a warm or cold move, from when the guest was asked to shut down to its start at the destination.
         - Not there when it was not seen, for instance because the move was found at its end.
       type: int
     downtime_limit_ms:
@@ -424,7 +456,8 @@ def main() -> None:
                 "choices": ["migrated", "rolled_back", "committed", "cleaned"],
                 "default": "migrated",
             },
-            "mode": {"type": "str", "choices": ["auto", "live", "cold"], "default": "auto"},
+            "mode": {"type": "str", "choices": ["auto", "live", "warm", "cold"], "default": "auto"},
+            "allow": {"type": "list", "elements": "str", "choices": ["live", "warm", "cold"]},
             "convergence": {
                 "type": "dict",
                 "options": {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import pathlib
 import subprocess
 import time
 import typing as t
@@ -13,44 +12,21 @@ import pytest
 
 from ansible_collections.phyllome.virt.tests.fleet import runner
 from ansible_collections.phyllome.virt.tests.fleet.conftest import Site
-from ansible_collections.phyllome.virt.tests.lab.errors import LabError
+from ansible_collections.phyllome.virt.tests.fleet.moves import (
+    IMAGES,
+    Drive,
+    allocated,
+    digest,
+    drives,
+    files,
+    move,
+    order,
+    other,
+    startable,
+    wait_for_copying,
+)
 
-IMAGES = "/var/lib/libvirt/images"
-STEPS = pathlib.Path(__file__).with_name("steps.py")
-
-
-def other(host: str) -> str:
-    return {"alpha": "beta", "beta": "alpha"}[host]
-
-
-def order(site: Site, name: str, source: str, **more: t.Any) -> dict[str, t.Any]:
-    address = site.fleet.host(other(source)).address
-    return {
-        "name": name,
-        "source": source,
-        "destination": other(source),
-        "destination_uri": f"qemu+tls://{address}/system",
-        **more,
-    }
-
-
-def move(site: Site, name: str, source: str, *flags: str, **more: t.Any) -> dict[str, t.Any]:
-    """Move a guest away from a host with the module alone."""
-    return site.module("vm_migrate", source, order(site, name, source, **more), *flags)
-
-
-def digest(site: Site, host: str, *paths: str) -> list[str]:
-    return [line.split()[0] for line in site.fleet.host(host).run(["sha256sum", *paths]).stdout.splitlines()]
-
-
-def allocated(site: Site, host: str, path: str) -> int:
-    return int(site.fleet.host(host).run(["stat", "-c", "%b", path]).stdout) * 512
-
-
-def files(site: Site, host: str, name: str) -> list[str]:
-    """Files in the pool that belong to a guest or to its moves, the retained ones aside."""
-    names = site.fleet.host(host).run(["ls", "-A", IMAGES]).stdout.split()
-    return [each for each in names if name in each and "retained" not in each]
+driver = pytest.fixture(scope="module")(drives)
 
 
 @pytest.fixture(scope="module")
@@ -132,45 +108,7 @@ def test_a_guest_that_runs_is_shut_down_and_counts_on_from_where_it_was(site: Si
     site.remove("runner")
 
 
-@pytest.fixture(scope="module")
-def driver(site: Site) -> t.Iterator[t.Callable[[str, int, dict[str, t.Any]], dict[str, t.Any] | None]]:
-    """Runs a move on a host up to a step: its result, or None when it was killed before that step."""
-    packed = subprocess.run(
-        ["tar", "-C", str(runner.INSTALLED), "-c", "ansible_collections/phyllome"], capture_output=True, check=True
-    ).stdout
-    for host in site.fleet.hosts:
-        host.run(["mkdir", "-p", "/srv/lab"])
-        host.run_bytes(["tar", "-C", "/srv/lab", "-x"], input=packed)
-        host.put(STEPS, "/srv/lab/steps.py")
-
-    def run(host: str, step: int, parameters: dict[str, t.Any]) -> dict[str, t.Any] | None:
-        done = site.fleet.host(host).run(
-            ["python3", "/srv/lab/steps.py", "/srv/lab", str(step)], input=json.dumps(parameters), check=False
-        )
-        if done.returncode in (-9, 137):
-            return None
-        assert done.returncode == 0, done.stderr
-        return t.cast("dict[str, t.Any]", json.loads(done.stdout))
-
-    yield run
-    for host in site.fleet.hosts:
-        host.run(["rm", "-rf", "/srv/lab"])
-
-
-def startable(site: Site, name: str) -> list[str]:
-    """Hosts on which a guest that is off could be started; it is not left running."""
-    able = []
-    for host in site.where(name):
-        try:
-            site.virsh(host, "start", name, "--paused")
-        except LabError:
-            continue
-        site.virsh(host, "destroy", name)
-        able.append(host)
-    return able
-
-
-def test_killed_before_every_single_step_the_next_run_finishes(site: Site, driver: t.Any) -> None:
+def test_killed_before_every_single_step_the_next_run_finishes(site: Site, driver: Drive) -> None:
     guest = site.guest("struck", "alpha", state="stopped", autostart=True)
     site.run([guest]).ok()
     site.virsh("alpha", "snapshot-create-as", "struck", "first")
@@ -197,7 +135,7 @@ def test_killed_before_every_single_step_the_next_run_finishes(site: Site, drive
     site.remove("struck")
 
 
-def test_a_move_is_taken_back_committed_and_cleaned_up(site: Site, driver: t.Any) -> None:
+def test_a_move_is_taken_back_committed_and_cleaned_up(site: Site, driver: Drive) -> None:
     site.run([site.guest("undone", "alpha", state="stopped", autostart=True)]).ok()
     disk = site.disk("alpha", "undone")
     before = digest(site, "alpha", disk)
@@ -254,7 +192,7 @@ def test_a_full_disk_and_a_dead_daemon_at_the_destination(site: Site) -> None:
         process = subprocess.Popen(
             command, env=runner.environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
         )
-        _wait_for_copying(beta)
+        wait_for_copying(beta)
         beta.run(["sh", "-c", f"dd if=/dev/zero of={IMAGES}/filler bs=1M || true"])
         out = process.communicate(timeout=300)[0]
         assert "No space left" in out, out
@@ -264,7 +202,7 @@ def test_a_full_disk_and_a_dead_daemon_at_the_destination(site: Site) -> None:
         process = subprocess.Popen(
             command, env=runner.environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
         )
-        _wait_for_copying(beta)
+        wait_for_copying(beta)
         beta.kill("/usr/sbin/libvirtd")
         out = process.communicate(timeout=300)[0]
         assert '"phase": "done"' in out, out
@@ -274,15 +212,24 @@ def test_a_full_disk_and_a_dead_daemon_at_the_destination(site: Site) -> None:
         beta.run(["umount", IMAGES])
 
 
-def _wait_for_copying(host: t.Any) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        if host.run(
-            ["sh", "-c", f"find {IMAGES} -name '.phy-*.partial' -size +0 | xargs -r du -k | awk '$1>4096'"]
-        ).stdout:
-            return
-        time.sleep(0.1)
-    raise AssertionError("the copying did not begin")
+def test_encrypted_disks_go_with_their_secrets(site: Site) -> None:
+    lock = {"encryption": {"passphrase": "correct horse"}}
+    guest = site.guest("locked", "alpha", state="stopped")
+    guest["disks"] += [
+        {"id": "vault", "size": "24MiB", **lock},
+        {"id": "plain", "size": "24MiB", "format": "raw", **lock},
+    ]
+    site.run([guest]).ok()
+    paths = [f"{IMAGES}/{name}" for name in files(site, "alpha", "locked") if "root" not in name]
+    before, secrets = digest(site, "alpha", *paths), site.virsh("alpha", "secret-list").count(IMAGES)
+    assert len(paths) == secrets == 2 and IMAGES not in site.virsh("beta", "secret-list")
+    result = move(site, "locked", "alpha", verify="full")
+    assert not result.get("failed"), result
+    assert digest(site, "beta", *paths) == before
+    assert site.virsh("beta", "secret-list").count(IMAGES) == 2
+    site.virsh("beta", "start", "locked")
+    assert site.running("locked") == ["beta"]
+    site.remove("locked")
 
 
 def test_uefi_variables_and_the_tpm_go_with_a_guest_that_is_off(site: Site) -> None:
@@ -316,4 +263,15 @@ def test_uefi_variables_and_the_tpm_go_with_a_guest_that_is_off(site: Site) -> N
     assert result["identity"]["nvram"]["same"] and result["identity"]["tpm"]["same"]
     site.virsh("beta", "start", "sealed")
     assert site.running("sealed") == ["beta"]
+
+    result = move(site, "sealed", "beta", mode="warm", shutdown={"timeout": 1, "then": "destroy"})
+    assert not result.get("failed"), result
+    assert site.running("sealed") == ["alpha"] == site.where("sealed")
+    assert result["mode_used"] == "warm" and result["identity"]["nvram"]["same"] and result["identity"]["tpm"]["same"]
+    kept = [
+        f"{nvram}.phyllome-retained-{result['op_id']}",
+        tpm.replace(uuid, f"{uuid}.phyllome-retained-{result['op_id']}"),
+    ]
+    site.virsh("alpha", "suspend", "sealed")
+    assert digest(site, "alpha", nvram) == digest(site, "beta", *kept)[:1]
     site.remove("sealed")

@@ -47,6 +47,7 @@ class Told:
     stats: dict[str, t.Any] = dataclasses.field(default_factory=dict)
     leftovers: list[str] = dataclasses.field(default_factory=list)
     wrong: list[str] = dataclasses.field(default_factory=list)
+    warnings: list[str] = dataclasses.field(default_factory=list)
 
 
 class Mover:
@@ -64,6 +65,16 @@ class Mover:
         self.told = Told()
         self.failure: PhyllomeError | None = None
         self.op = ""
+
+    def compare_clocks(self, volume: t.Any) -> None:
+        """Warn when the clock of the destination, where a file was just made, is not that of this host."""
+        ahead = files.skew(volume.XMLDesc(), time.time_ns())
+        here, there = self.pair.source.name, self.pair.destination.name
+        if ahead is not None and not self.told.warnings:
+            self.told.warnings.append(
+                f"The clock of {there} is {abs(ahead)} s {'ahead of' if ahead > 0 else 'behind'} the one of {here}: certificates "
+                "and guests go by it. Do both follow the same time servers (chronyc tracking)?"
+            )
 
     # -- rows 1 and 11 ------------------------------------------------------------------------
 
@@ -111,7 +122,7 @@ class Mover:
             )
             with virt.saying(f"Cannot make the disks of {view.name} on {view.destination.host}"):
                 for disk in guest.disks:
-                    files.create(self.pair.destination.connection, disk)
+                    self.compare_clocks(files.create(self.pair.destination.connection, disk))
             self.told.stats["setup_ms"] = ms(time.monotonic() - began)
             self._migrate(view, domain, guest, mark)
         except PhyllomeError as exc:

@@ -4,6 +4,8 @@
 
 """A guest that is off moves: fence it, copy its files as they are, prove them, define it, hand it over, clean up.
 
+A warm move is the same, after its disks were copied while the guest ran: then only what changed since is copied.
+
 At no moment can it be started on both hosts: the source is fenced before the first byte is read, and the destination
 is until the journal of the source says that it gave the guest up. Each step may be cut off anywhere and done again.
 Which one is due is never decided here: judge.TABLE does, from what both hosts say.
@@ -13,6 +15,7 @@ PRIVATE to the collection: no promise of stability for users outside of it.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import dataclasses
 import os
@@ -21,48 +24,20 @@ import typing as t
 
 from .._core import virt, xml
 from .._core.errors import PhyllomeError
-from . import devices, files, stream
-from .apply import TPM_STATES, Mover, set_mark, starts_with_host, undefine_flags, write_mark
-from .journal import Mark, Power, Record
+from . import back, devices, files, policy
+from .apply import Mover, set_mark, starts_with_host, undefine_flags, write_mark
+from .copying import Copier, Item, items_of
+from .journal import Mark, Power, Record, op_id
 from .judge import ALIVE
-from .plan import grown, pieces
-from .read import NVRAM, SWTPM, View
+from .plan import pieces
+from .read import SWTPM, View
 from .read_guest import Guest
 from .read_guest import guest as read_guest
-from .transfer import ms, too_slow
+from .transfer import ms
 
 _POLL = 0.1
 
-
-@dataclasses.dataclass(frozen=True)
-class Item:
-    """A file that is carried over.
-
-    Attributes:
-        name: in a plan, for instance ``disks.vda`` or ``disks.vda.1`` for what is below it.
-        path: the same on both hosts.
-        staged: where it lies at the destination until the guest is there.
-        size: bytes, holes included.
-        changed: when it last was, in nanoseconds.
-        allocated: bytes that it takes.
-    """
-
-    name: str
-    path: str
-    staged: str
-    size: int
-    changed: int
-    allocated: int
-
-    @property
-    def stamp(self) -> list[int]:
-        """What tells that it is still the same."""
-        return [self.size, self.changed]
-
-    @property
-    def identity(self) -> bool:
-        """Whether it is no disk."""
-        return not self.name.startswith("disks.")
+Mode = t.Literal["warm", "cold"]
 
 
 class Cold:
@@ -75,6 +50,8 @@ class Cold:
     def __init__(self, mover: Mover) -> None:
         self.mover, self.pair, self.order, self.told = mover, mover.pair, mover.order, mover.told
         self._stumbled = False
+        self._stopping: float | None = None
+        self._boot = ""
 
     @staticmethod
     def has(view: View) -> bool:
@@ -83,31 +60,35 @@ class Cold:
         if mark is not None and mark.op_id == view.op_id and mark.phase in ("copying", "arriving"):
             return True
         record = view.record
-        return record is not None and record.mode == "cold" and record.phase in ("started", "committed", "handed")
+        return record is not None and record.by_files and record.phase in ("started", "committed", "handed")
 
     # -- rows 1 and 14 ------------------------------------------------------------------------
 
-    def start(self, view: View, guest: Guest) -> None:
+    def start(self, view: View, guest: Guest, mode: Mode) -> None:
         """Fence the guest, shut it down, copy it, and define it at the destination, which may not start it yet.
 
         What goes wrong is kept in the mover's ``failure``; when only the destination went away for a
         moment, a second try goes on from where it was.
         """
         began = time.monotonic()
-        self.told.mode = "cold"
+        self.told.mode = mode
         domain = self.pair.source.connection.lookupByUUIDString(view.uuid)
-        mark, record = self._open(view)
-        with virt.saying(f"Cannot prepare the guest {view.name} on {view.source.host}"):
-            if mark != view.source.mark:
-                write_mark(domain, mark)
-            if domain.autostart():
-                domain.setAutostart(0)
+        mark, record = self._open(view, mode)
         try:
+            with virt.saying(f"Cannot copy {view.name} to {view.destination.host}"):
+                if mode == "warm" and domain.isActive():
+                    record = self._warm_up(view, domain, guest, mark, record)
+            with virt.saying(f"Cannot prepare the guest {view.name} on {view.source.host}"):
+                if mark != view.source.mark:
+                    write_mark(domain, mark)
+                if domain.autostart():
+                    domain.setAutostart(0)
             if domain.isActive():
+                self._stopping = time.monotonic()
                 self.mover.progress.say("shutting down")
                 self._shut_down(domain)
                 guest = read_guest(self.pair.source, view.uuid, sizes=True, cold=True)
-            self.told.stats["setup_ms"] = ms(time.monotonic() - began)
+            self.told.stats.setdefault("setup_ms", ms(time.monotonic() - began))
             with virt.saying(f"Cannot copy {view.name} to {view.destination.host}"):
                 self._carry(view, domain, guest, mark, record)
         except PhyllomeError as exc:
@@ -116,7 +97,7 @@ class Cold:
                 self.mover.failure = exc
             self._stumbled = True
 
-    def _open(self, view: View) -> tuple[Mark, Record]:
+    def _open(self, view: View, mode: Mode) -> tuple[Mark, Record]:
         """The mark and the record of this move, new or as an earlier run has left them."""
         own = view.source.mark
         if own is not None and (own.op_id != view.op_id or own.phase not in ("moving", "copying")):
@@ -124,7 +105,7 @@ class Cold:
         awake = view.source.state in ALIVE
         before: Power = "running" if awake else own.power if own else "off"
         record = view.record
-        if record is not None and (record.mode != "cold" or record.phase != "started"):
+        if record is not None and not (record.by_files and record.phase == "started"):
             if record.phase == "started":
                 self.mover.sweep(record)
             record = None
@@ -136,7 +117,7 @@ class Cold:
                 source=view.source.host,
                 destination=view.destination.host,
                 started=int(time.time()),
-                mode="cold",
+                mode=mode,
                 ran=before != "off",
             )
         elif awake:
@@ -175,29 +156,45 @@ class Cold:
 
     # -- copying ------------------------------------------------------------------------------
 
-    def _carry(self, view: View, domain: t.Any, guest: Guest, mark: Mark, record: Record) -> None:
-        items = list(_items(guest, view.op_id))
-        owned = pieces(guest)
-        self._refuse_strangers(items)
-        record = self.pair.journal.save(
-            dataclasses.replace(
-                record,
-                pieces=owned,
-                staged={item.path: item.staged for item in items},
-                allocated={item.path: item.allocated for item in items},
-            )
-        )
+    def _warm_up(self, view: View, domain: t.Any, guest: Guest, mark: Mark, record: Record) -> Record:
+        """Copy the disks of a guest that runs, until little of them changes meanwhile.
+
+        It is not fenced for so long: if its host falls over, it starts as always.
+        """
         began = time.monotonic()
-        pace = stream.Pace(self.order.bandwidth_mib * 1024**2, self.order.timeout)
-        digests: dict[str, str | None] = {}
-        sent: dict[str, int] = {}
-        for item in items:
-            try:
-                digests[item.path], sent[item.path] = self._copy(item, record, pace)
-            except TimeoutError:
-                raise too_slow(view.name, self.order.timeout, "the copying was stopped") from None
-            except OSError as exc:
-                raise PhyllomeError(f"Cannot read {item.path}", str(exc), "Repair it and run again.") from exc
+        write_mark(domain, dataclasses.replace(mark, fenced=False))
+        history: list[int] = []
+        while domain.isActive() and not policy.enough(history):
+            items, record = self._note_items(guest, record, mark.epoch)
+            copier = Copier(self.mover, record, rests=False, boot=self._boot)
+            copier.bring([item for item in items if not item.identity])
+            history.append(copier.pace.sent)
+            guest = read_guest(self.pair.source, view.uuid, sizes=True, cold=True)
+        self.told.stats.update(warm_ms=ms(time.monotonic() - began), rounds=len(history))
+        return record
+
+    def _note_items(self, guest: Guest, record: Record, epoch: int) -> tuple[list[Item], Record]:
+        """The files that are to be copied, and the record with them."""
+        there = self.pair.destination.connection
+        self._boot = files.boot(there, record.op_id) or f"unknown to {os.getpid()} since {record.started}"
+        items = list(items_of(guest, record.op_id, record.staged))
+        self._refuse_strangers(items)
+        if epoch:
+            former = op_id(record.uuid, record.source, epoch - 1)
+            record = back.take_over(there, former, self._boot, record, items, self.pair.journal)
+            items = list(items_of(guest, record.op_id, record.staged))
+        staged = {item.path: item.staged for item in items}
+        for path, name in record.staged.items():
+            if path not in staged:  # the guest has it no more
+                files.remove(there, name, record.op_id)
+        allocated = {item.path: item.allocated for item in items}
+        made = dataclasses.replace(record, pieces=pieces(guest), staged=staged, allocated=allocated)
+        return items, self.pair.journal.save(made)
+
+    def _carry(self, view: View, domain: t.Any, guest: Guest, mark: Mark, record: Record) -> None:
+        items, record = self._note_items(guest, record, mark.epoch)
+        began = time.monotonic()
+        digests, sent = Copier(self.mover, record, rests=True, boot=self._boot).bring(items)
         self.told.stats["migrate_ms"] = ms(time.monotonic() - began)
         record = self.pair.journal.save(dataclasses.replace(record, digests=digests, sent=sent))
         self._take_secrets(guest, record)
@@ -218,80 +215,6 @@ class Cold:
                 "Look what it is; rename or delete it.",
             )
 
-    def _copy(self, item: Item, record: Record, pace: stream.Pace) -> tuple[str | None, int]:
-        """Send a file, or what of it is not there yet, and prove it; its digest, and how many bytes went."""
-        connection, op, journal = self.pair.destination.connection, record.op_id, self.pair.journal
-        done: list[dict[str, t.Any]] = []
-        for note in journal.notes(op):
-            if note["path"] == item.path:
-                if note.get("anew") or note.get("stamp") != item.stamp:
-                    done = []
-                if "start" in note and note["stamp"] == item.stamp and note["start"] == len(done) * stream.SEGMENT:
-                    done.append(note)
-        folder, name = os.path.split(item.staged)
-        with files.pool_at(connection, folder, op) as pool:
-            if pool is None:
-                raise PhyllomeError(
-                    f"{self.pair.destination.name} has no folder {folder}", "the guest's files belong there", "Make it."
-                )
-            volume = virt.found(lambda: pool.storageVolLookupByName(name))
-            if volume is None or not done:
-                journal.note(op, {"path": item.path, "anew": True})
-                done = []
-                if volume is not None:
-                    volume.delete()
-                volume = files.reserve(pool, name, item.size)
-
-            def note_sent(one: stream.Sent) -> None:
-                said = {"path": item.path, "start": one.start, "digest": one.digest, "size": one.size}
-                done.append({**said, "stamp": item.stamp})
-                journal.note(op, done[-1])
-                self.mover.progress.say("copying disks", **pace.figures(sum(record.allocated.values())))
-
-            sums = self.order.verify != "none" or item.identity
-            begin = len(done) * stream.SEGMENT
-            if begin < item.size:
-                stream.send(connection, volume, item.path, begin, pace, note_sent, sums)
-            status = os.stat(item.path)
-            if [status.st_size, status.st_mtime_ns] != item.stamp:
-                raise PhyllomeError(
-                    f"{item.path} changed while it was copied",
-                    "somebody writes to it although the guest is off",
-                    "Find out who does, then run again.",
-                )
-            self._prove(item, connection, volume, done)
-        digest = stream.root(item.size, ((one["start"], one["digest"]) for one in done)) if sums else None
-        return digest, sum(one["size"] for one in done)
-
-    def _prove(self, item: Item, connection: t.Any, volume: t.Any, done: t.Sequence[t.Mapping[str, t.Any]]) -> None:
-        """Compare what the destination has with what was read here.
-
-        Raises:
-            PhyllomeError: it differs.
-        """
-        lib, there = virt.libvirt, self.pair.destination.name
-        length = volume.infoFlags(lib.VIR_STORAGE_VOL_GET_PHYSICAL)[2]
-        allocated = volume.info()[2]
-        if length != item.size:
-            raise PhyllomeError(
-                f"The copy of {item.path} on {there} is not whole", f"{length} bytes of {item.size}", "Run again."
-            )
-        if allocated > grown(item.allocated):
-            raise PhyllomeError(
-                f"The copy of {item.path} on {there} is not sparse",
-                f"it takes {allocated} bytes, {item.allocated} here",
-                "The file system there has to know holes.",
-            )
-        if self.order.verify != "full" and not item.identity:
-            return
-        for one, (start, digest) in zip(done, stream.read_back(connection, volume, item.size)):
-            if one["digest"] != digest:
-                raise PhyllomeError(
-                    f"The copy of {item.path} on {there} differs",
-                    f"in the {stream.SEGMENT >> 20} MiB from byte {start}",
-                    "Look at the disks and the memory of both hosts.",
-                )
-
     # -- the definition -----------------------------------------------------------------------
 
     def _take_secrets(self, guest: Guest, record: Record) -> None:
@@ -305,20 +228,21 @@ class Cold:
         for uuid in guest.secrets:
             try:
                 found = here.secretLookupByUUIDString(uuid)
-                value = found.value()
+                value = _value(found)
             except lib.libvirtError as exc:
                 raise PhyllomeError(
                     f"The secret {uuid} of {guest.name} cannot be brought to {self.pair.destination.name}",
                     exc.get_error_message(),
-                    "It needs a value, and must not be private: virsh secret-dumpxml, virsh secret-set-value.",
+                    "It needs a value that this host has on disk: virsh secret-dumpxml, virsh secret-set-value.",
                 ) from exc
             known = virt.found(lambda uuid=uuid: there.secretLookupByUUIDString(uuid), lib.VIR_ERR_NO_SECRET)  # type: ignore[misc]
             if known is not None and uuid not in record.secrets:
-                theirs = virt.found(known.value, lib.VIR_ERR_NO_SECRET)
-                if theirs not in (None, value):
+                theirs = virt.found(known.value, lib.VIR_ERR_NO_SECRET, lib.VIR_ERR_INVALID_SECRET)  # private: not told
+                same = (known.usageType(), known.usageID()) == (found.usageType(), found.usageID())
+                if theirs not in (None, value) or not same:
                     raise PhyllomeError(
                         f"{self.pair.destination.name} has another secret {uuid}",
-                        "its value differs",
+                        "its value differs" if same else f"it is for {known.usageID()}, not {found.usageID()}",
                         "Remove it there.",
                     )
             elif known is None:
@@ -378,7 +302,7 @@ class Cold:
         self.mover.progress.say("finishing")
         there = self.pair.destination
         dead = view.source.state == "unreachable"
-        self.told.mode = "cold"
+        self.told.mode = view.record.mode if view.record is not None else "cold"
         mark = view.destination.mark
         with virt.saying(f"Cannot finish the move of {view.name} on {there.name}"):
             domain = there.connection.lookupByUUIDString(view.uuid)
@@ -401,6 +325,8 @@ class Cold:
                     "Remove the cause and run again; or take it back with state: rolled_back.",
                 ):
                     self._start(domain, mark.power)
+                if self._stopping is not None:
+                    self.told.stats["downtime_ms"] = ms(time.monotonic() - self._stopping)
             if record is not None:
                 record = self.pair.journal.save(dataclasses.replace(record, phase="handed"))
         with virt.saying(f"Cannot finish the move of {view.name} on {there.name}"):
@@ -419,6 +345,7 @@ class Cold:
         connection = self.pair.destination.connection
         targets = {path: name for name, path in record.pieces.items()}
         self.told.disks.clear()
+        self.told.stats["transferred"] = sum(record.sent.values())
         for path, before in record.allocated.items():
             digest, name = record.digests.get(path), targets.get(path, "")
             if path.startswith(f"{SWTPM}/") or name == "nvram":
@@ -494,6 +421,26 @@ class Cold:
         self.pair.journal.remove(view.op_id)
 
 
+_SECRETS = "/etc/libvirt/secrets"
+
+
+def _value(secret: t.Any) -> bytes:
+    """The value of a secret; of a private one, which libvirt does not tell, as root finds it (virSecretObjSaveData).
+
+    Raises:
+        libvirt.libvirtError: it has none, or it is not on disk.
+    """
+    try:
+        return bytes(secret.value())
+    except virt.libvirt.libvirtError:
+        try:
+            with open(os.path.join(_SECRETS, f"{secret.UUIDString()}.base64"), "rb") as file:
+                return base64.b64decode(file.read(), validate=True)
+        except (OSError, ValueError):
+            pass
+        raise
+
+
 def _forget_secret(connection: t.Any, uuid: str) -> None:
     missing = virt.libvirt.VIR_ERR_NO_SECRET
     secret = virt.found(lambda: connection.secretLookupByUUIDString(uuid), missing)
@@ -525,27 +472,3 @@ def place(domain: t.Any, op: str, host: str) -> None:
         "without the hook phyllome-fence a guest could be started on both hosts",
         "Run the role phyllome.virt.hypervisor there.",
     )
-
-
-def _items(guest: Guest, op: str) -> t.Iterator[Item]:
-    """The files of a guest that is off, bases before their overlays; only what is there."""
-    named = []
-    for disk in guest.disks:
-        below = [(f"disks.{disk.target}.{number}", layer.path) for number, layer in enumerate(disk.backing, 1)]
-        named += [*reversed(below), (f"disks.{disk.target}", disk.path)]
-    seen = set()
-    for name, path in named:
-        if path not in seen:  # disks may stand on the same base
-            seen.add(path)
-            yield _item(name, path, files.staged(path, op))
-    if guest.nvram and os.path.exists(guest.nvram):
-        yield _item("nvram", guest.nvram, files.staged(guest.nvram, op))
-    for state in TPM_STATES if guest.tpm else ():
-        path = os.path.join(guest.tpm or "", state)
-        if os.path.exists(path):
-            yield _item("tpm", path, files.staged(path, op, NVRAM))
-
-
-def _item(name: str, path: str, staged: str) -> Item:
-    status = os.stat(path)
-    return Item(name, path, staged, status.st_size, status.st_mtime_ns, status.st_blocks * 512)

@@ -90,7 +90,7 @@ def pool_at(connection: t.Any, path: str, op: str) -> t.Iterator[t.Any]:
         _close(pool)
 
 
-def create(connection: t.Any, disk: Disk) -> None:
+def create(connection: t.Any, disk: Disk) -> t.Any:
     """A sparse file of exactly the disk's virtual size: what libvirt would make takes all of its size."""
     volume = xml.element("volume")
     xml.child(volume, "name", os.path.basename(disk.path))
@@ -100,7 +100,7 @@ def create(connection: t.Any, disk: Disk) -> None:
     xml.child(target, "format", None, type_=disk.format)
     if disk.format == "qcow2":
         xml.child(target, "compat", "1.1")
-    connection.storagePoolLookupByTargetPath(os.path.dirname(disk.path)).createXML(xml.dump(volume))
+    return connection.storagePoolLookupByTargetPath(os.path.dirname(disk.path)).createXML(xml.dump(volume))
 
 
 def _close(pool: t.Any) -> None:
@@ -152,12 +152,30 @@ def digest_there(connection: t.Any, volume: t.Any) -> str | None:
     """sha256 of a volume, None when there is none."""
     if volume is None:
         return None
-    summed = hashlib.sha256()
+    return hashlib.sha256(read(connection, volume)).hexdigest()
+
+
+def boot(connection: t.Any, op: str) -> str | None:
+    """What tells one start of the other host from the next (random(4)); None when it does not say.
+
+    What it has confirmed may not have been on its disk when it lost power: libvirt does not wait for that.
+    """
+    with (
+        contextlib.suppress(virt.libvirt.libvirtError, KeyError),
+        folder(connection, "/proc/sys/kernel/random", op) as seen,
+    ):
+        return read(connection, seen["boot_id"]).decode().strip() or None
+    return None
+
+
+def read(connection: t.Any, volume: t.Any) -> bytes:
+    """All of a small file at the destination."""
+    found: list[bytes] = []
     stream = connection.newStream()
     volume.download(stream, 0, 0)
-    stream.recvAll(lambda dummy, data, opaque: summed.update(data), None)
+    stream.recvAll(lambda dummy, data, opaque: found.append(data), None)
     stream.finish()
-    return summed.hexdigest()
+    return b"".join(found)
 
 
 def upload(connection: t.Any, volume: t.Any, path: str) -> None:
@@ -184,3 +202,29 @@ def digest(path: str) -> str | None:
             return hashlib.sha256(stream.read()).hexdigest()
     except FileNotFoundError:
         return None
+
+
+def stamp(text: str) -> list[int] | None:
+    """Size and time of change of a volume, in nanoseconds, from its XML; None when it does not say."""
+    root = xml.parse(text)
+    size, changed = root.findtext("physical"), root.findtext("target/timestamps/mtime")
+    if size is None or changed is None:
+        return None
+    seconds, dummy, fraction = changed.partition(".")
+    return [int(size), int(seconds) * 10**9 + int(fraction.ljust(9, "0")[:9])]
+
+
+_SKEW = 5
+"""Seconds that clocks may differ by without a word."""
+
+
+def skew(text: str, now: int) -> int | None:
+    """Seconds by which the destination's clock is ahead, from the XML of a volume that was just made; None if about none.
+
+    Args:
+        text: of the volume.
+        now: nanoseconds, by this host's clock.
+    """
+    made = stamp(text)
+    seconds = 0 if made is None else round((made[1] - now) / 10**9)
+    return seconds if abs(seconds) >= _SKEW else None

@@ -143,7 +143,7 @@ class Record:
         retained: paths at the source, and the names under which they stay behind.
         allocated: bytes that each disk took at the source when the move started, by target.
         started: seconds since the epoch, for people.
-        mode: ``live`` or ``cold``.
+        mode: ``live``, ``warm`` or ``cold``.
         staged: of a cold move: where each file belongs, and where it lies at the destination until then; of one that
             was taken back: what stayed there.
         ran: whether the guest was shut down for the move.
@@ -164,7 +164,7 @@ class Record:
     retained: t.Mapping[str, str] = dataclasses.field(default_factory=dict)
     allocated: t.Mapping[str, int] = dataclasses.field(default_factory=dict)
     started: int = 0
-    mode: t.Literal["live", "cold"] = "live"
+    mode: t.Literal["live", "warm", "cold"] = "live"
     staged: t.Mapping[str, str] = dataclasses.field(default_factory=dict)
     ran: bool = False
     digests: t.Mapping[str, str | None] = dataclasses.field(default_factory=dict)
@@ -172,6 +172,11 @@ class Record:
     secrets: tuple[str, ...] = ()
     definition: str = ""
     snapshots: tuple[str, ...] = ()
+
+    @property
+    def by_files(self) -> bool:
+        """Whether its files are carried over as they are."""
+        return self.mode != "live"
 
 
 class Journal:
@@ -228,8 +233,13 @@ class Journal:
             raise PhyllomeError(f"The journal {path} cannot be written", str(exc), "Make room, or repair it.") from exc
         return record
 
-    def note(self, op: str, said: t.Mapping[str, t.Any]) -> None:
+    def note(self, op: str, said: t.Mapping[str, t.Any], sync: bool = False) -> None:
         """Add a line to the notes of a move, which say how far its copying is.
+
+        Args:
+            op: the name of the move.
+            said: what to note.
+            sync: wait until it would survive a power cut too.
 
         Raises:
             PhyllomeError: it cannot be written.
@@ -238,7 +248,10 @@ class Journal:
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             with open(descriptor, "w", encoding="utf-8") as stream:
-                stream.write(json.dumps(said) + "\n")
+                stream.write(f"\n{json.dumps(said)}\n")  # what is before it may have been cut off
+                if sync:
+                    stream.flush()
+                    os.fsync(stream.fileno())
         except OSError as exc:
             raise PhyllomeError(f"The journal {path} cannot be written", str(exc), "Make room, or repair it.") from exc
 

@@ -17,11 +17,11 @@ from .._core.errors import PhyllomeError
 from .._core.plan import Plan
 from . import judge, undo
 from .apply import Mover, Told
-from .cold import Cold
+from .cold import Cold, Mode
 from .journal import Busy, Journal
-from .plan import Blocker, blockers, choose_mode, plan, unknown
+from .plan import Blocker, blockers, modes, plan, unknown
 from .progress import Progress, closed, opened
-from .read import Pair
+from .read import Pair, Side
 from .read_guest import Guest, guest, offer
 from .spec import accept
 
@@ -186,7 +186,10 @@ class _Run:
                 with virt.saying(f"The move of {view.name} was interrupted", "Run it again: it goes on from here."):
                     if action == "start":
                         tries += 1
-                        (self._cold if self._mode[0] == "cold" else mover).start(view, made_of)
+                        if self._mode[0] in ("warm", "cold"):
+                            self._cold.start(view, made_of, t.cast("Mode", self._mode[0]))
+                        else:
+                            mover.start(view, made_of)
                     elif action == "discard":
                         (self._cold if Cold.has(view) else mover).discard(view)
                         if tries < _TRIES:
@@ -212,19 +215,15 @@ class _Run:
         pair, view, row = self._pair, self._view, self._row
         starts = row.action in ("start", "discard")
         side = pair.destination if view.source.state in ("absent", "unreachable") else pair.source
-        if row.action not in ("none", "finish", "destroy_source"):
-            self._mode = choose_mode(pair.order, view.source.state, Cold.has(view))
-        sizes = starts or row.action in ("wait", "resume_source")
-        made_of = guest(side, view.uuid, sizes=sizes, cold=self._mode[0] == "cold")
+        begun = None
+        if Cold.has(view):
+            begun = view.record.mode if view.record is not None and view.record.by_files else "cold"
+        ways: list[tuple[str | None, str]] = [*modes(pair.order, view.source.state, begun)]
+        if row.action in ("none", "finish", "destroy_source"):
+            ways = [self._mode]
+        made_of = self._fitting(side, ways if starts else ways[:1], starts or row.action in ("wait", "resume_source"))
         if not len(self._plan):
             self._plan = plan(pair.order, view, row, made_of)
-        if starts:
-            offered = offer(pair, made_of)
-            ours = view.record.pieces.values() if view.record is not None and view.record.phase == "started" else ()
-            if view.record is not None and view.record.mode == "cold":
-                ours = view.record.staged.values()
-            self._blockers = blockers(pair.order, view, made_of, offered, self._mode[0] or "live", ours)
-            self._warnings = unknown(made_of, offered, view.destination.host)
         if self._blockers:
             raise self._failed(
                 PhyllomeError(
@@ -235,6 +234,33 @@ class _Run:
                 "blocked",
             )
         return made_of
+
+    def _fitting(self, side: Side, ways: t.Sequence[tuple[str | None, str]], sizes: bool) -> Guest:
+        """Choose the first way that nothing stands against, or else the first one; the guest as it is read for it."""
+        chosen: tuple[Guest, list[Blocker]] | None = None
+        for way in ways:
+            made_of = guest(side, self._view.uuid, sizes=sizes, cold=way[0] in ("warm", "cold"))
+            found = self._against(made_of, way[0] or "live") if self._row.action in ("start", "discard") else []
+            if chosen is None or not found:
+                self._mode = way
+                if chosen is not None:
+                    self._mode = way[0], f"{ways[0][0]} is not possible: {chosen[1][0].what}"
+                chosen = made_of, found
+            if not found:
+                break
+        assert chosen is not None, "there is a way"
+        self._blockers = chosen[1]
+        return chosen[0]
+
+    def _against(self, made_of: Guest, mode: str) -> list[Blocker]:
+        """What stands against moving the guest like that."""
+        view = self._view
+        offered = offer(self._pair, made_of)
+        ours: t.Collection[str] = ()
+        if view.record is not None and view.record.phase == "started":
+            ours = view.record.staged.values() if view.record.by_files else view.record.pieces.values()
+        self._warnings = unknown(made_of, offered, view.destination.host)
+        return blockers(self._pair.order, view, made_of, offered, mode, ours)
 
     def _refusal(self, row: judge.Row | None) -> PhyllomeError:
         view = self._view
@@ -298,7 +324,7 @@ class _Run:
             "identity": told.identity,
             "stats": {**told.stats, "total_s": round(time.monotonic() - self._began, 3)},
             "leftovers": told.leftovers,
-            "warnings": self._warnings,
+            "warnings": [*self._warnings, *told.warnings],
         }
         if view is not None:
             result["op_id"] = view.op_id if view.uuid else None

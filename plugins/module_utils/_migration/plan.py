@@ -53,26 +53,32 @@ class Blocker:
     fix: str
 
 
-def choose_mode(order: Order, state: str, cold_under_way: bool) -> tuple[str, str]:
-    """How the guest moves, and why. Pure.
+MODES = ("live", "warm", "cold")
+"""In the order in which ``auto`` would have them."""
+
+
+def modes(order: Order, state: str, begun: str | None) -> list[tuple[str, str]]:
+    """How the guest may move, and why, the best way first. Pure.
 
     Args:
         order: what was asked for.
         state: the guest's at the source, see judge.SOURCES.
-        cold_under_way: a cold move was interrupted.
+        begun: the mode of a move of its files that was interrupted.
     """
-    if state in ("off", "crashed"):
-        return "cold", "the guest is off"
-    if cold_under_way:
-        return "cold", "a cold move has begun"
-    if order.mode == "cold":
-        return "cold", "it was asked for"
-    if order.hostdevs:
-        return "cold", "it gets other devices"
+    off = state in ("off", "crashed")
+    if begun and (begun == "warm" or not off):
+        return [(begun, f"a {begun} move has begun")]
+    if off:
+        return [("cold", "the guest is off")]
+    if order.mode != "auto":
+        return [(order.mode, "it was asked for")]
+    stops = "it gets other devices" if order.hostdevs else ""
     if order.power_after == "off":
-        return "cold", "the guest shall be off afterwards"
-    reason = "it was asked for" if order.mode == "live" else "the guest has its memory here"
-    return "live", reason
+        stops = "the guest shall be off afterwards"
+    allowed = order.allow or (("cold",) if stops else ("live",))
+    left = [mode for mode in MODES if mode in allowed and not (stops and mode == "live")]
+    why = stops or ("the guest has its memory here" if "live" in left else "allow has no live")
+    return [(mode, why) for mode in left] or [("cold", stops)]
 
 
 def blockers(order: Order, view: View, guest: Guest, offer: Offer, mode: str, ours: t.Collection[str]) -> list[Blocker]:
@@ -83,7 +89,7 @@ def blockers(order: Order, view: View, guest: Guest, offer: Offer, mode: str, ou
         view: both hosts.
         guest: what is moved.
         offer: what the destination has.
-        mode: how it would move.
+        mode: how it would move; warm and cold differ in nothing that counts here.
         ours: paths at the destination that an interrupted run of this move has made.
     """
     here, there = view.source.host, view.destination.host
@@ -98,9 +104,16 @@ def blockers(order: Order, view: View, guest: Guest, offer: Offer, mode: str, ou
             f"{here} and {there} are the same host, or have the same host uuid",
             "Give the right destination_uri; clones of a host need a host_uuid of their own in libvirtd.conf.",
         )
-    if order.mode == "live" and mode == "cold":
+    off = mode != "live"
+    if order.mode == "live" and off:
         block("not_running", f"the guest is {view.source.detail}", "Start it, or use mode: auto, which moves it cold.")
-    if mode == "cold" and view.source.state == "paused":
+    if order.mode == "auto" and order.allow and mode not in order.allow:
+        block(
+            "mode",
+            f"the guest would move {mode}, and allow has only {', '.join(order.allow)}",
+            f"Add {mode} to allow.",
+        )
+    if off and view.source.state == "paused":
         block("paused", "the guest is paused, so it cannot shut down", "Resume it, or move it with mode: live.")
     if view.source.state == "stuck":
         block("stuck", f"the guest is {view.source.detail}", "Repair and resume it, or shut it down.")
@@ -121,7 +134,7 @@ def blockers(order: Order, view: View, guest: Guest, offer: Offer, mode: str, ou
         )
     for code, what, fix in guest.obstacles:
         block(code, what, fix)
-    if mode == "cold":
+    if off:
         _devices(block, there, order, guest, offer)
     for disk in guest.disks:
         if disk.path in offer.present and disk.path not in ours:
@@ -130,7 +143,7 @@ def blockers(order: Order, view: View, guest: Guest, offer: Offer, mode: str, ou
                 f"{there} has a file {disk.path} already, and this move did not make it",
                 "Look what it is; rename or delete it.",
             )
-    _storage(block, there, guest, offer, resumed=mode == "cold" and bool(ours))
+    _storage(block, there, guest, offer, resumed=off and bool(ours))
     for path, is_there in offer.media.items():
         if is_there is False:
             block("medium_missing", f"{there} has no {path}", "Copy it there, or eject it.")

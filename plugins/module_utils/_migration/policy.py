@@ -86,3 +86,22 @@ def decide(policy: Policy, history: t.Sequence[Sample]) -> Verdict:
     limit = policy.downtime_ms + round(share * (policy.max_downtime_ms - policy.downtime_ms))
     patience = LAST_SLOWED if policy.auto_converge else LAST
     return Verdict(limit, policy.on_stall if most_idle >= patience else None)
+
+
+SMALL = 64 * 1024**2
+"""Bytes of a round of a warm move that are little enough: the guest is stopped for about as many."""
+SHRINKS = 0.7
+"""A round that sends more than this share of the one before it does not come to an end."""
+ROUNDS = 10
+
+
+def enough(sent: t.Sequence[int]) -> bool:
+    """Whether another round through a running guest's disks would be of no use. Pure.
+
+    Args:
+        sent: bytes that each round so far has sent; a round sends what was written during the one before it.
+    """
+    if not sent:
+        return False
+    shrinks = len(sent) < 2 or sent[-1] <= SHRINKS * sent[-2]
+    return sent[-1] <= SMALL or not shrinks or len(sent) >= ROUNDS

@@ -41,7 +41,8 @@ class Order:
         ssh: whether it is ssh; then memory and disks go through ssh too.
         host: the host part of that URI, which its certificates have to name.
         migrate_address: IP address for the data; None for the host part, resolved.
-        mode: ``auto``, ``live`` or ``cold``.
+        mode: ``auto``, ``live``, ``warm`` or ``cold``.
+        allow: the modes that ``auto`` may take; empty for what it takes by itself.
         policy: what to do about a guest that writes faster than the network carries.
         bandwidth_mib: MiB a second at most; 0 for no limit.
         timeout: seconds for copying; 0 for no limit.
@@ -77,6 +78,7 @@ class Order:
     destroy: bool = False
     state: str = "migrated"
     hostdevs: t.Mapping[str, str] = dataclasses.field(default_factory=dict)
+    allow: tuple[str, ...] = ()
 
     @property
     def shown(self) -> str:
@@ -126,6 +128,10 @@ def accept(params: t.Mapping[str, t.Any]) -> Order:
             least = policy.downtime_ms
         if value < least:
             raise PhyllomeError(f"{option}: {value} is too small", f"it is at least {least}", "Give another number.")
+    if params["allow"] and params["mode"] != "auto":
+        raise PhyllomeError(
+            f"allow was given together with mode: {params['mode']}", "it limits mode: auto", "Remove one of the two."
+        )
     return Order(
         name=check_name(params["name"], "name") if params["name"] else None,
         uuid=_uuid(params["uuid"]) if params["uuid"] else None,
@@ -148,6 +154,7 @@ def accept(params: t.Mapping[str, t.Any]) -> Order:
         destroy=shutdown["then"] == "destroy",
         state=params["state"],
         hostdevs=_hostdevs(params["hostdevs"] or {}),
+        allow=tuple(params["allow"] or ()),
     )
 
 

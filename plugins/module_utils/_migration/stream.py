@@ -4,21 +4,21 @@
 
 """Bytes of a file of this host on their way into a volume of another one: what is empty is not sent, what is sent is summed.
 
-A file is cut into segments. A segment counts when libvirt there has confirmed it, so a copy that was cut off goes on
-after the last one. Its digest is that of its blocks that are not empty, so it is the same whether zeros are written
-or left out.
+A file is cut into chunks. An entry says what of a chunk was sent: which of its blocks are not zeros, and their digest.
+It is always made of the very bytes that go, so a guest may write to the file meanwhile: what it changes later has
+another entry. Zeros have the same entry whether they are written or left out.
 
 PRIVATE to the collection: no promise of stability for users outside of it.
 """
 
 from __future__ import annotations
 
+import collections
+import concurrent.futures
 import contextlib
 import errno
 import hashlib
 import os
-import queue
-import threading
 import time
 import typing as t
 
@@ -26,20 +26,79 @@ from .._core import virt
 from .._core.errors import PhyllomeError
 
 SEGMENT = 64 * 1024**2
+CHUNK = 1024**2
 BLOCK = 64 * 1024
-_READ = 1024**2
+PAGE = 4096
 _SEND = 256 * 1024
 _ZEROS = bytes(BLOCK)
+_READERS = min(4, os.cpu_count() or 1)
+_AHEAD = 32
+
+EMPTY = ""
+"""The entry of a chunk of zeros."""
 
 Piece = tuple[int, bytes]
 
 
-class Sent(t.NamedTuple):
-    """A segment that the other host has: where it starts, its digest (None for an empty one), bytes that were sent."""
+class Chunk(t.NamedTuple):
+    """A chunk as it was read; ``dense`` when it has no holes, ``data`` is empty when it is a hole."""
 
     start: int
-    digest: str | None
     size: int
+    data: bytes
+    entry: str
+    dense: bool
+
+    def pieces(self, was: int = 0) -> list[Piece]:
+        """What has to be written where blocks were not empty that ``was`` has a bit for.
+
+        What is left out is zero, and zero there: so what is written makes the chunk what its entry says.
+        """
+        mask = mask_of(self.entry)
+        found: list[Piece] = []
+        if not mask | was:
+            return found
+        data = self.data or bytes(self.size)
+        runs: list[tuple[int, int]] = []
+        for number, begin in enumerate(range(0, self.size, BLOCK)):
+            end = min(begin + BLOCK, self.size)
+            if was >> number & 1 or (mask >> number & 1 and self.dense):
+                runs.append((begin, end))
+            elif mask >> number & 1:
+                runs += [(at, min(at + PAGE, end)) for at in range(begin, end, PAGE)
+                         if data[at : min(at + PAGE, end)].strip(b"\0")]  # fmt: skip
+        for begin, end in _joined(runs):
+            found.append((self.start + begin, data if end - begin == len(data) else data[begin:end]))
+        return found
+
+
+def _joined(runs: t.Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    joined: list[tuple[int, int]] = []
+    for begin, end in runs:
+        if joined and joined[-1][1] == begin:
+            joined[-1] = (joined[-1][0], end)
+        else:
+            joined.append((begin, end))
+    return joined
+
+
+def mask_of(entry: str) -> int:
+    """Which blocks of a chunk are not empty, one bit each."""
+    return int(entry[:4], 16) if entry else 0
+
+
+def entry_of(data: bytes, sums: bool = True) -> str:
+    """What is said of a chunk with these bytes; without sums it has no digest."""
+    summed, mask, count = hashlib.sha256(), 0, -(-len(data) // BLOCK)
+    for number in range(count):
+        block = data[number * BLOCK : (number + 1) * BLOCK]
+        if block != _ZEROS[: len(block)]:
+            mask |= 1 << number
+            if sums:
+                summed.update(block)
+    if not mask:
+        return EMPTY
+    return f"{mask:04x}{summed.hexdigest()[:32]}" if sums else f"{mask:04x}-"
 
 
 def extents(descriptor: int, start: int, end: int) -> t.Iterator[tuple[int, int]]:
@@ -58,74 +117,69 @@ def extents(descriptor: int, start: int, end: int) -> t.Iterator[tuple[int, int]
         start = stop
 
 
-class Sum:
-    """The digest of a segment, from its blocks in order."""
-
-    def __init__(self) -> None:
-        self._sum, self.empty = hashlib.sha256(), True
-
-    def add(self, offset: int, block: bytes) -> bool:
-        """Add a block; whether it holds anything but zeros."""
-        if block == _ZEROS[: len(block)]:
-            return False
-        self.empty = False
-        self._sum.update(offset.to_bytes(8, "big"))
-        self._sum.update(block)
-        return True
-
-    def digest(self) -> str | None:
-        """None when all of it is zeros."""
-        return None if self.empty else self._sum.hexdigest()
-
-
-def root(size: int, segments: t.Iterable[tuple[int, str | None]]) -> str:
-    """The digest of a file, of its segments'."""
+def root(size: int, entries: t.Sequence[str]) -> str:
+    """The digest of a file, of its chunks'."""
     summed = hashlib.sha256(f"{size}\n".encode())
-    for start, digest in sorted(segments):
-        if digest is not None:
-            summed.update(f"{start} {digest}\n".encode())
-    return f"sha256-segments:{summed.hexdigest()}"
+    for number, entry in enumerate(entries):
+        if entry:
+            summed.update(f"{number} {entry}\n".encode())
+    return f"sha256-chunks:{summed.hexdigest()}"
 
 
-def pieces(descriptor: int, start: int, end: int, summed: Sum) -> t.Iterator[Piece]:
-    """What of a segment has to be sent, in order; every block is added to the sum.
+def chunks(descriptor: int, begin: int, end: int, sums: bool = True) -> t.Generator[Chunk, None, None]:
+    """The chunks of a part of a file, in order, read and summed ahead by several at once.
 
     Args:
         descriptor: of the file.
-        start: of the segment, a multiple of BLOCK.
-        end: of the segment.
-        summed: what the digest comes from.
+        begin: a multiple of CHUNK.
+        end: of the part.
+        sums: compute digests.
+
+    Raises:
+        PhyllomeError: the file is shorter.
     """
-    done = start
-    for first, last in extents(descriptor, start, end):
-        at = max(done, first // BLOCK * BLOCK)
-        upto = min(end, -(-last // BLOCK) * BLOCK)
-        if done > first:  # the block that two parts share was read with the first of them
-            yield from _cut(os.pread(descriptor, min(done, last) - first, first), first)
-        while at < upto:
-            read = os.pread(descriptor, min(_READ, upto - at), at)
-            if not read:
-                raise PhyllomeError("A disk became shorter while it was copied", f"at byte {at}", "Run again.")
-            run = -1
-            for inner in range(0, len(read), BLOCK):
-                full = summed.add(at + inner, read[inner : inner + BLOCK])
-                if full and run < 0:
-                    run = inner
-                elif not full and run >= 0:
-                    yield from _cut(read[run:inner], at + run, first, last)
-                    run = -1
-            if run >= 0:
-                yield from _cut(read[run:] if run else read, at + run, first, last)
-            at += len(read)
-        done = max(done, upto)
+    waiting: collections.deque[concurrent.futures.Future[Chunk] | Chunk] = collections.deque()
+    with concurrent.futures.ThreadPoolExecutor(_READERS) as readers:
+        try:
+            for start, size, dense in _holes(descriptor, begin, end):
+                if dense is None:
+                    waiting.append(Chunk(start, size, b"", EMPTY, False))
+                else:
+                    waiting.append(readers.submit(_read, descriptor, start, size, dense, sums))
+                if len(waiting) >= _AHEAD:
+                    yield _ready(waiting.popleft())
+            while waiting:
+                yield _ready(waiting.popleft())
+        finally:
+            for one in waiting:
+                if not isinstance(one, Chunk):
+                    one.cancel()
 
 
-def _cut(data: bytes, offset: int, first: int = 0, last: int | None = None) -> t.Iterator[Piece]:
-    """The part of what was read that is no hole, in pieces that libvirt takes."""
-    begin = max(0, first - offset)
-    end = len(data) if last is None else min(len(data), last - offset)
-    for at in range(begin, end, _SEND):
-        yield offset + at, data[at : min(at + _SEND, end)]
+def _ready(one: concurrent.futures.Future[Chunk] | Chunk) -> Chunk:
+    return one if isinstance(one, Chunk) else one.result()
+
+
+def _holes(descriptor: int, begin: int, end: int) -> t.Iterator[tuple[int, int, bool | None]]:
+    """Start and size of each chunk, and whether it has no holes; None when it is one."""
+    known: tuple[int, int] = (begin, begin)
+    for start in range(begin, end, CHUNK):
+        stop = min(start + CHUNK, end)
+        if known[1] <= start:
+            known = next(extents(descriptor, start, end), (end, end))
+        yield start, stop - start, None if known[0] >= stop else known[0] <= start and known[1] >= stop
+
+
+def _read(descriptor: int, start: int, size: int, dense: bool, sums: bool) -> Chunk:
+    data = os.pread(descriptor, size, start)
+    while len(data) < size:
+        more = os.pread(descriptor, size - len(data), start + len(data))
+        if not more:
+            raise PhyllomeError(
+                "A disk became shorter while it was copied", f"at byte {start + len(data)}", "Run again."
+            )
+        data += more
+    return Chunk(start, size, data, entry_of(data, sums), dense)
 
 
 class Pace:
@@ -163,132 +217,111 @@ class Pace:
             time.sleep(min(1.0, self.sent / self._bandwidth - passed))
 
 
-_End = tuple[int, int, t.Optional[str]]
-
-
-def send(
-    connection: t.Any,
-    volume: t.Any,
-    path: str,
-    begin: int,
-    pace: Pace,
-    note: t.Callable[[Sent], None],
-    sums: bool = True,
-) -> None:
-    """Send a file into a new, sparse volume of the same size, from a segment on.
-
-    Holes are sent as holes, and each makes the other end as long as it is there: so segments go in order.
-
-    Args:
-        connection: the other host's.
-        volume: there.
-        path: of the file here.
-        begin: where to start; what is before it is there.
-        pace: of all files together.
-        note: called for each segment that is there for sure.
-        sums: compute digests.
-
-    Raises:
-        libvirt.libvirtError: the other host does not take it.
-        TimeoutError: it takes too long.
-        PhyllomeError: the file changes.
-    """
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        coming: queue.Queue[Piece | _End | BaseException | None] = queue.Queue(maxsize=64)
-        gone = threading.Event()
-        reader = threading.Thread(target=_read, args=(file.fileno(), begin, size, coming, gone, sums), daemon=True)
-        reader.start()
-        try:
-            _write(connection, volume, size, coming, pace, note)
-        finally:
-            gone.set()
-            with contextlib.suppress(queue.Empty):
-                while reader.is_alive() or not coming.empty():
-                    coming.get(timeout=0.1)
-            reader.join()
-
-
-def _read(
-    descriptor: int, begin: int, size: int, coming: queue.Queue[t.Any], gone: threading.Event, sums: bool
-) -> None:
-    """Read and sum ahead of what is sent."""
+@contextlib.contextmanager
+def _opened(connection: t.Any, volume: t.Any, offset: int, length: int, flags: int) -> t.Iterator[t.Any]:
+    """An upload into a part of a volume, which the other host has confirmed afterwards."""
+    stream = connection.newStream()
     try:
-        for start in range(begin, size, SEGMENT):
-            end = min(size, start + SEGMENT)
-            summed = Sum() if sums else _NoSum()
-            for piece in pieces(descriptor, start, end, summed):
-                if gone.is_set():
-                    return
-                coming.put(piece)
-            coming.put((start, end, summed.digest()))
-        coming.put(None)
-    except BaseException as exc:  # whatever it is, the sender must not wait for ever
-        coming.put(exc)
-
-
-class _NoSum(Sum):
-    def add(self, offset: int, block: bytes) -> bool:
-        return block != _ZEROS[: len(block)]
-
-
-def _write(
-    connection: t.Any, volume: t.Any, size: int, coming: queue.Queue[t.Any], pace: Pace, note: t.Callable[[Sent], None]
-) -> None:
-    sparse = virt.libvirt.VIR_STORAGE_VOL_UPLOAD_SPARSE_STREAM
-    stream: t.Any = None
-    at = counted = 0
-    try:
-        while True:
-            got = coming.get()
-            if isinstance(got, BaseException):
-                raise got
-            if got is None:
-                return
-            if len(got) == 2:
-                offset, data = got
-                if stream is None:
-                    at, counted = offset // SEGMENT * SEGMENT, 0
-                    stream = connection.newStream()
-                    volume.upload(stream, at, min(size, at + SEGMENT) - at, sparse)
-                if offset > at:
-                    stream.sendHole(offset - at)
-                sent = 0
-                while sent < len(data):
-                    sent += stream.send(data[sent:] if sent else data)
-                at, counted = offset + len(data), counted + len(data)
-                pace.tell(len(data))
-                continue
-            start, end, digest = got
-            if stream is None and end == size:  # the file ends with a hole: only this makes it long enough
-                at, counted, stream = start, 0, connection.newStream()
-                volume.upload(stream, start, end - start, sparse)
-            if stream is not None:
-                if at < end:
-                    stream.sendHole(end - at)
-                ended, stream = stream, None
-                ended.finish()
-                note(Sent(start, digest, counted))
-            else:
-                note(Sent(start, digest, 0))
+        volume.upload(stream, offset, length, flags)
+        yield stream
+        ended, stream = stream, None
+        ended.finish()
     finally:
         if stream is not None:
             with contextlib.suppress(virt.libvirt.libvirtError):
                 stream.abort()
 
 
-def read_back(connection: t.Any, volume: t.Any, size: int) -> t.Iterator[tuple[int, str | None]]:
-    """The digests of a volume's segments, from what the other host reads of its own disk.
+def _push(stream: t.Any, data: bytes, pace: Pace) -> None:
+    for begin in range(0, len(data), _SEND):
+        part = data[begin : begin + _SEND] if len(data) > _SEND else data
+        sent = 0
+        while sent < len(part):
+            sent += stream.send(part[sent:] if sent else part)
+        pace.tell(len(part))
+
+
+def append(
+    connection: t.Any, volume: t.Any, coming: t.Iterable[Chunk], begin: int, end: int, last: bool, pace: Pace
+) -> int:
+    """Send a part of a file into a volume that is empty from there on; how many bytes went.
+
+    Holes are sent as holes, and each makes the other end as long as it is there, and not longer (virFDStreamThreadDoWrite).
+
+    Args:
+        connection: the other host's.
+        volume: there.
+        coming: the chunks of the part.
+        begin: of the part.
+        end: of the part.
+        last: the file ends with it, so the other one has to be as long.
+        pace: of all files together.
+
+    Raises:
+        libvirt.libvirtError: the other host does not take it.
+        TimeoutError: it takes too long.
+    """
+    at, count = begin, 0
+    with contextlib.ExitStack() as stack:
+        stream: t.Any = None
+
+        def opened() -> t.Any:
+            sparse = virt.libvirt.VIR_STORAGE_VOL_UPLOAD_SPARSE_STREAM
+            return stream or stack.enter_context(_opened(connection, volume, begin, end - begin, sparse))
+
+        for chunk in coming:
+            for offset, data in chunk.pieces():
+                stream = opened()
+                if offset > at:
+                    stream.sendHole(offset - at)
+                _push(stream, data, pace)
+                at, count = offset + len(data), count + len(data)
+        if at < end and (last or stream is not None):
+            stream = opened()
+            stream.sendHole(end - at)
+    return count
+
+
+def cut(connection: t.Any, volume: t.Any, end: int) -> None:
+    """Make a volume end there, whatever an interrupted run has put after it."""
+    sparse = virt.libvirt.VIR_STORAGE_VOL_UPLOAD_SPARSE_STREAM
+    with _opened(connection, volume, end - 1, 1, sparse) as stream:
+        stream.sendHole(1)
+
+
+def patch(connection: t.Any, volume: t.Any, pieces: t.Sequence[Piece], pace: Pace) -> int:
+    """Overwrite parts of a volume; how many bytes went.
+
+    Raises:
+        libvirt.libvirtError: the other host does not take it.
+        TimeoutError: it takes too long.
+    """
+    count = done = 0
+    while done < len(pieces):
+        start, end = pieces[done][0], pieces[done][0]
+        run = []
+        while done < len(pieces) and pieces[done][0] == end:
+            run.append(pieces[done][1])
+            end += len(pieces[done][1])
+            done += 1
+        with _opened(connection, volume, start, end - start, 0) as stream:
+            for data in run:
+                _push(stream, data, pace)
+        count += end - start
+    return count
+
+
+def read_back(connection: t.Any, volume: t.Any, size: int) -> t.Iterator[str]:
+    """The entries of a volume's chunks, from what the other host reads of its own disk.
 
     Raises:
         libvirt.libvirtError: it cannot be read.
     """
     for start in range(0, size, SEGMENT):
-        whole = _download(connection, volume, start, min(SEGMENT, size - start))
-        summed = Sum()
-        for inner in range(0, len(whole or ()), BLOCK):
-            summed.add(start + inner, bytes((whole or b"")[inner : inner + BLOCK]))
-        yield start, summed.digest()
+        length = min(SEGMENT, size - start)
+        whole = _download(connection, volume, start, length)
+        for inner in range(0, length, CHUNK):
+            yield EMPTY if whole is None else entry_of(bytes(whole[inner : min(inner + CHUNK, length)]))
 
 
 def _download(connection: t.Any, volume: t.Any, start: int, length: int) -> bytearray | None:

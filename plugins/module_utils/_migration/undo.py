@@ -207,7 +207,7 @@ class Undo:
             for path, name in record.retained.items():
                 if name == retained(path, record.op_id):  # only what carries the op_id
                     files.delete(name)
-            theirs = record.phase == "returned" or (record.phase == "started" and record.mode == "cold")
+            theirs = record.phase == "returned" or (record.phase == "started" and record.by_files)
             if theirs and record.destination == self.pair.destination.name:
                 with virt.saying(f"Cannot remove what a move has left on {record.destination}"):
                     for staged in record.staged.values():

@@ -22,6 +22,7 @@ import os
 import pwd
 import re
 import sys
+import uuid as uuids
 
 from lxml import etree
 
@@ -48,16 +49,24 @@ def defined(name: str) -> tuple[str | None, dict[str, str]]:
         return None, {}
 
 
-def place(files: dict[str, str], op_id: str) -> None:
+def former(uuid: str | None, said: dict[str, str]) -> str:
+    """The move that has brought the guest from here, if this one brings it back; vm_migrate names moves like that."""
+    moves = uuids.uuid5(uuids.NAMESPACE_URL, NAMESPACE)
+    return str(uuids.uuid5(moves, f"{uuid}/{said['source']}/{int(said.get('epoch', 0)) - 1}"))
+
+
+def place(files: dict[str, str], op_id: str, former_id: str) -> None:
     """Give files that have arrived their names.
 
     Args:
-        files: the name that each gets, and the one it has; one of them carries the op_id.
+        files: the name that each gets, and the one it has; one of them carries one of the op_ids.
         op_id: of the move.
+        former_id: of the one before: what that has retained here was brought up to date.
     """
+    suffixes = (f".phyllome-retained-{op_id}", f".phyllome-retained-{former_id}")
     for path, staged in sorted(files.items()):
         names = os.path.basename(path), os.path.basename(staged)
-        if not any(name.startswith(f".phy-{op_id}-") or name.endswith(f".phyllome-retained-{op_id}") for name in names):
+        if not any(name.startswith(f".phy-{op_id}-") or name.endswith(suffixes) for name in names):
             raise ValueError(f"{staged} is no file of this move")
         if not os.path.lexists(staged):
             if not os.path.lexists(path):
@@ -92,7 +101,7 @@ def refusal(name: str, operation: str, text: bytes) -> str | None:
         return None
     uuid, said = marked(text)
     if said.get("phase") in ("arriving", "returning"):
-        place(json.loads(said.get("files", "{}")), said["op_id"])
+        place(json.loads(said.get("files", "{}")), said["op_id"], former(uuid, said))
         arrives = said["phase"] == "arriving"
         what = f"has arrived from {said['source']} and is not handed over yet" if arrives else "is being taken back"
         return f"The guest {name} {what}; run that again to finish it. placed {said['op_id']}"

@@ -7,13 +7,23 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import typing as t
 
 import pytest
 
 from ansible_collections.phyllome.virt.plugins.module_utils._core import virt
 from ansible_collections.phyllome.virt.plugins.module_utils._core.errors import PhyllomeError
-from ansible_collections.phyllome.virt.plugins.module_utils._migration import journal, move, read, read_guest, stream
+from ansible_collections.phyllome.virt.plugins.module_utils._migration import (
+    files,
+    journal,
+    move,
+    plan,
+    policy,
+    read,
+    read_guest,
+    stream,
+)
 from ansible_collections.phyllome.virt.plugins.module_utils._migration.read_way import Way
 from ansible_collections.phyllome.virt.tests.unit._migration.world import UUID, Killed, World
 
@@ -32,6 +42,8 @@ class Play:
         monkeypatch.setattr(read_guest, "way", lambda pair: Way((7, 7), (9, 9), "", ""))
         monkeypatch.setattr(journal, "LOCKS", str(folder / "run"))
         monkeypatch.setattr(stream, "SEGMENT", 256 * KIB)
+        monkeypatch.setattr(stream, "CHUNK", 128 * KIB)
+        monkeypatch.setattr(files, "boot", lambda connection, op: connection.boot)
         monkeypatch.setattr(os, "fsync", lambda descriptor: None)
         self.journal = folder / "journal"
         monkeypatch.setattr(move, "Journal", lambda: journal.Journal(str(self.journal)))
@@ -44,12 +56,24 @@ class Play:
                 file.seek(start)
                 file.write(os.urandom(70 * KIB))
         self.digest = self.summed(self.disk)
+        self.chance, self.writes = random.Random(6), False
         self.domain = world.hosts["alpha"].defineXML(
             f"<domain type='kvm'><name>web</name><uuid>{UUID}</uuid><memory>1024</memory><devices>"
             f"<disk type='file'><driver type='raw'/><source file='{self.disk}'/><target dev='vda'/></disk>"
             "</devices></domain>"
         )
         self.domain.starts, self.domain.snapshots = 1, ["first", "second"]
+
+    def write(self) -> None:
+        """The guest runs, and writes something, empties something, or makes its file longer."""
+        if not self.domain.running or self.world.hosts["alpha"].domains.get(UUID) is not self.domain:
+            return
+        size = self.disk.stat().st_size
+        with self.disk.open("r+b") as file:
+            file.seek(self.chance.randrange(0, size - 9000))
+            file.write(self.chance.choice([b"w" * 100, os.urandom(9000), bytes(5000)]))
+            if self.chance.random() < 0.2 and size < 2 * SIZE:
+                file.truncate(size + self.chance.randrange(300 * KIB))
 
     def _stepping(self, call: t.Callable[..., t.Any]) -> t.Callable[..., t.Any]:
         def stepping(*paths: t.Any) -> t.Any:
@@ -69,6 +93,7 @@ class Play:
             "destination_uri": "qemu+tls://beta/system", "uri": "qemu:///system", "state": "migrated", "mode": "auto",
             "convergence": None, "bandwidth_mib": 0, "timeout": 0, "source_disks": "retain", "source_is_dead": False,
             "verify": "stream", "power_after": "same", "shutdown": {"timeout": 1, "then": "fail"}, "hostdevs": None,
+            "allow": None,
         }  # fmt: skip
         try:
             return move.move({**parameters, **more}, False)
@@ -92,7 +117,11 @@ class Play:
         """The guest is at beta, whole, and alpha has put everything away."""
         (domain,) = self.world.hosts["beta"].domains.values()
         assert self.where() == ["beta"] == self.startable()
-        assert self.summed(self.world.hosts["beta"].path(str(self.disk))) == self.digest
+        there = self.summed(self.world.hosts["beta"].path(str(self.disk)))
+        if self.writes:  # then it has what it had when it was stopped
+            (kept,) = self.world.images.glob("*.phyllome-retained-*")
+            self.digest = self.summed(kept)
+        assert there == self.digest
         assert (self.at("alpha"), self.at("beta")) == ([], ["web.raw"])
         assert (domain.running, domain.starts, domain.snapshots) == (running, 1, ["first", "second"])
 
@@ -100,7 +129,7 @@ class Play:
         """The guest is at alpha, as it was."""
         (domain,) = self.world.hosts["alpha"].domains.values()
         assert self.where() == ["alpha"] == self.startable()
-        assert self.summed(self.disk) == self.digest
+        assert self.writes or self.summed(self.disk) == self.digest
         assert (self.at("alpha"), self.at("beta")) == (["web.raw"], [])
         assert (domain.running, domain.starts, domain.snapshots) == (running, 1, ["first", "second"])
 
@@ -161,12 +190,94 @@ def test_a_move_that_died_before_any_of_its_steps_is_finished_or_taken_back(play
     assert play.run(**mode)["changed"] is False
 
 
+@pytest.mark.parametrize("then", ["migrated", "rolled_back"])
+def test_a_warm_move_of_a_guest_that_writes_died_before_any_of_its_steps(plays, monkeypatch, then):
+    monkeypatch.setattr(policy, "SMALL", 0)
+    monkeypatch.setattr(policy, "SHRINKS", 9)
+    monkeypatch.setattr(policy, "ROUNDS", 3)
+    step, ended = 0, None
+    while ended is None:
+        play = plays()
+        play.chance.seed(step)
+        play.domain.running, play.world.meanwhile, play.writes = True, play.write, True
+        ended = play.run(step, mode="warm")
+        assert len(running(play)) <= 1 and (running(play) or len(play.startable()) <= 1), f"step {step}"
+        if then == "rolled_back" and ended is None:
+            try:
+                play.run(state="rolled_back")
+                play.restored(True)
+            except PhyllomeError as exc:
+                assert "Finish it with state: migrated" in str(exc) or "is not taken back while it is" in str(exc)
+        again = play.run(mode="warm", verify="full")
+        assert again is not None and again["classification"] == 2, f"step {step}"
+        play.arrived(True)
+        if ended is not None:
+            (disk,) = ended["disks"]
+            assert (ended["mode_used"], ended["stats"]["rounds"]) == ("warm", 3)
+            assert ended["stats"]["transferred"] == disk["bytes_sent"]
+            assert ended["stats"]["downtime_ms"] >= 0
+        step += 1 + step // 7
+    assert step > 40
+    assert play.run(mode="warm")["changed"] is False
+
+
+def test_a_guest_that_is_moved_warm_is_not_fenced_while_it_is_copied(play):
+    play.domain.running = True
+    step = 0
+    while not (play.journal.exists() and any('"start": 0' in f.read_text() for f in play.journal.glob("*.notes"))):
+        assert play.run(step, mode="warm") is None
+        step += 1
+    assert running(play) == ["alpha"]
+    play.domain.running = False  # its host fell over
+    assert play.startable() == ["alpha"] and play.domain.starts == 1
+    assert play.run()["mode_used"] == "warm"  # it goes on, though the guest is off now
+    play.arrived(True)
+
+
+def test_what_the_guest_emptied_after_it_was_copied_does_not_stay_full(play, monkeypatch):
+    monkeypatch.setattr(plan, "SLACK", 0)
+
+    def empty() -> None:
+        if play.domain.running and any(f.read_text().count('"start"') > 3 for f in play.journal.glob("*.notes")):
+            os.truncate(play.disk, 100 * KIB)
+            os.truncate(play.disk, SIZE)
+            play.digest = play.summed(play.disk)
+
+    play.domain.running, play.world.meanwhile = True, empty
+    (disk,) = play.run(mode="warm")["disks"]
+    assert disk["allocated_after"] <= disk["allocated_before"] < 200 * KIB
+    play.arrived(True)
+
+
+def test_what_was_copied_warm_is_not_sent_again_where_no_digests_are_wanted(play):
+    play.domain.running = True
+    (disk,) = play.run(mode="warm", verify="none")["disks"]
+    assert disk["bytes_sent"] <= disk["allocated_before"]
+    play.arrived(True)
+
+
+def test_auto_takes_the_first_allowed_mode_that_nothing_stands_against(play):
+    play.domain.running = True
+    for allow in (None, ["live"]):
+        with pytest.raises(PhyllomeError, match="libvirt does not move while it runs"):
+            play.run(allow=allow)
+    result = play.run(allow=["live", "warm"])
+    assert result["mode_used"] == "warm"
+    play.arrived(True)
+
+
 def test_what_arrived_is_told(play):
     result = play.run(verify="full")
     (disk,) = result["disks"]
-    assert disk["target"] == "vda" and disk["verified"] == "full" and disk["digest"].startswith("sha256-segments:")
+    assert disk["target"] == "vda" and disk["verified"] == "full" and disk["digest"].startswith("sha256-chunks:")
     assert disk["bytes_sent"] <= disk["allocated_before"] * 1.05
     assert result["leftovers"] == [f"{play.disk}.phyllome-retained-{result['op_id']}"]
+
+
+def test_a_clock_that_is_wrong_is_told(play):
+    play.world.hosts["beta"].ahead = -90
+    *dummy, said = play.run()["warnings"]
+    assert "The clock of beta is 90 s behind the one of alpha" in said
 
 
 def test_a_full_disk_at_the_destination_leaves_all_as_it_was(play):
@@ -180,18 +291,27 @@ def test_a_full_disk_at_the_destination_leaves_all_as_it_was(play):
     play.arrived(False)
 
 
-def test_a_copy_goes_on_after_the_last_part_that_was_confirmed(plays):
+@pytest.mark.parametrize(
+    ("boots", "streams"),
+    [
+        (("first", "first"), 3),  # of four parts two were there, and after these it is cut
+        (("first", "second"), 4),  # what it had may be lost with its power
+        ((None, None), 3),
+    ],
+)
+def test_a_copy_goes_on_after_the_last_part_that_was_confirmed(plays, boots, streams):
     step, noted = 0, ""
     while '"start": 262144' not in noted:
         play = plays()
+        play.world.hosts["beta"].boot = boots[0]
         assert play.run(step) is None
         noted = "".join(file.read_text() for file in play.journal.glob("*.notes"))
         step += 1
     beta = play.world.hosts["beta"]
-    beta.streams = 0
+    beta.boot, beta.streams = boots[1], 0
     assert play.run()["classification"] == 2
     play.arrived(False)
-    assert beta.streams == 2  # of four parts, two were there
+    assert beta.streams == streams
 
 
 def test_a_file_that_changed_after_the_interruption_is_copied_anew(play):

@@ -165,18 +165,36 @@ def test_a_source_that_starts_its_guests_without_asking_is_named():
 
 
 @pytest.mark.parametrize(
-    ("order", "state", "under_way", "mode"),
+    ("order", "state", "begun", "ways"),
     [
-        ({}, "running", False, "live"),
-        ({}, "off", False, "cold"),
-        ({"mode": "cold"}, "running", False, "cold"),
-        ({"power_after": "off"}, "running", False, "cold"),
-        ({"hostdevs": NEW}, "running", False, "cold"),
-        ({}, "running", True, "cold"),
+        ({}, "running", None, ["live"]),
+        ({}, "off", None, ["cold"]),
+        ({"mode": "cold"}, "running", None, ["cold"]),
+        ({"mode": "warm"}, "running", None, ["warm"]),
+        ({"mode": "warm"}, "off", None, ["cold"]),
+        ({"power_after": "off"}, "running", None, ["cold"]),
+        ({"hostdevs": NEW}, "running", None, ["cold"]),
+        ({}, "running", "cold", ["cold"]),
+        ({}, "running", "warm", ["warm"]),
+        ({}, "off", "warm", ["warm"]),
+        ({}, "off", "cold", ["cold"]),
+        ({"allow": ("cold", "live", "warm")}, "running", None, ["live", "warm", "cold"]),
+        ({"allow": ("cold", "warm")}, "running", None, ["warm", "cold"]),
+        ({"allow": ("live", "warm"), "hostdevs": NEW}, "running", None, ["warm"]),
+        ({"allow": ("live",), "hostdevs": NEW}, "running", None, ["cold"]),
     ],
 )
-def test_the_mode_that_fits(order, state, under_way, mode):
-    assert plan.choose_mode(dataclasses.replace(ORDER, **order), state, under_way)[0] == mode
+def test_the_modes_that_fit(order, state, begun, ways):
+    found_ways = plan.modes(dataclasses.replace(ORDER, **order), state, begun)
+    assert [mode for mode, dummy in found_ways] == ways
+    assert all(why for dummy, why in found_ways)
+
+
+def test_a_mode_that_auto_was_not_allowed_is_not_taken():
+    order = dataclasses.replace(ORDER, allow=("live",))
+    assert [one.code for one in plan.blockers(order, VIEW, GUEST, OFFER, "live", ())] == []
+    (said,) = plan.blockers(order, VIEW, GUEST, OFFER, "cold", ())
+    assert (said.code, said.fix) == ("mode", "Add cold to allow.")
 
 
 @pytest.mark.parametrize(
@@ -252,24 +270,6 @@ def test_what_is_unknown_is_no_blocker_but_is_said():
     assert len(said) == 5
     assert any("beta has libvirt 9.0.0, which is older than 10.1.0 here" in one for one in said)
     assert plan.unknown(GUEST, OFFER, "beta") == []
-
-
-@pytest.mark.parametrize(
-    ("asked", "state", "under_way", "mode"),
-    [
-        ("auto", "running", False, "live"),
-        ("live", "running", False, "live"),
-        ("auto", "paused", False, "live"),
-        ("auto", "paused", True, "cold"),
-        ("auto", "off", False, "cold"),
-        ("auto", "crashed", False, "cold"),
-        ("live", "off", False, "cold"),
-    ],
-)
-def test_mode(asked, state, under_way, mode):
-    chosen, why = plan.choose_mode(dataclasses.replace(ORDER, mode=asked), state, under_way)
-    assert chosen == mode
-    assert why
 
 
 def row(*state):

@@ -31,6 +31,7 @@ def params(**values):
         "power_after": "same",
         "shutdown": None,
         "hostdevs": None,
+        "allow": None,
         "uri": "qemu:///system",
     }
     return {**given, **values}
@@ -159,3 +160,9 @@ def test_refusals(values, said):
 def test_a_dead_source_that_is_named():
     order = accept(params(source_is_dead=True, source="alpha", uri="qemu+tls://10.78.0.1/system"))
     assert order.source_is_dead
+
+
+def test_allow_limits_auto_only():
+    assert accept(params(allow=["warm", "live"])).allow == ("warm", "live")
+    with pytest.raises(PhyllomeError, match="allow was given together with mode: cold"):
+        accept(params(allow=["warm"], mode="cold"))

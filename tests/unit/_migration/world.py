@@ -69,6 +69,7 @@ class World:
         self.hosts = {name: Host(self, name) for name in ("alpha", "beta")}
         self.last: int | None = None
         self.steps = 0
+        self.meanwhile: t.Callable[[], None] = lambda: None
         spec = importlib.util.spec_from_file_location("fence", FENCE)
         assert spec is not None and spec.loader is not None
         self.fence: t.Any = importlib.util.module_from_spec(spec)
@@ -80,6 +81,7 @@ class World:
         if self.steps == self.last:
             raise Killed
         self.steps += 1
+        self.meanwhile()
 
     @contextlib.contextmanager
     def session(self, uri: str, *dummy: t.Any, **options: t.Any) -> t.Iterator[Host]:
@@ -94,6 +96,8 @@ class Host:
         self.domains: dict[str, Domain] = {}
         self.full: int | None = None
         self.streams = 0
+        self.boot: str | None = "first"
+        self.ahead = 0.0
 
     def path(self, path: str) -> pathlib.Path:
         """Where a file of this host really is."""
@@ -236,10 +240,10 @@ class Domain:
         fence = self.host.world.fence
         place = fence.place
 
-        def placed(files: dict[str, str], op: str) -> None:
+        def placed(files: dict[str, str], *ops: str) -> None:
             self.host.world.step()
             real = self.host.path
-            place({str(real(path)): str(real(staged)) for path, staged in files.items()}, op)
+            place({str(real(path)): str(real(staged)) for path, staged in files.items()}, *ops)
 
         fence.place = placed
         try:
@@ -348,6 +352,11 @@ class Volume:
     def info(self) -> list[int]:
         status = self.path.stat()
         return [0, status.st_size, status.st_blocks * 512]
+
+    def XMLDesc(self) -> str:
+        changed = self.path.stat().st_mtime_ns + int(self.host.ahead * 10**9)
+        stamps = f"<timestamps><mtime>{changed // 10**9}.{changed % 10**9:09}</mtime></timestamps>"
+        return f"<volume><physical>{self.path.stat().st_size}</physical><target>{stamps}</target></volume>"
 
     def infoFlags(self, dummy: int) -> list[int]:
         return [0, 0, self.path.stat().st_size]

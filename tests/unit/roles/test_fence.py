@@ -16,6 +16,8 @@ import sys
 
 import pytest
 
+from ansible_collections.phyllome.virt.plugins.module_utils._migration import journal
+
 ROLE = pathlib.Path(__file__).resolve().parents[3] / "roles" / "hypervisor"
 SCRIPT = ROLE / "files" / "fence.py"
 OP = "0f1f6c0b-50a2-5a63-9f6f-8c3ad0f34f40"
@@ -100,6 +102,21 @@ def test_only_what_carries_the_op_id_is_touched(fence, tmp_path):
     with pytest.raises(ValueError, match="no file of this move"):
         fence.refusal("web", "prepare", arriving({str(tmp_path / "a"): str(tmp_path / "other.qcow2")}))
     assert (tmp_path / "other.qcow2").exists()
+
+
+def test_what_the_guests_last_move_has_retained_here_gets_its_name_again(fence, tmp_path):
+    path = tmp_path / "web.qcow2"
+    former = journal.op_id(UUID, "alpha", 4)
+    for epoch, op in (("4", former), ("5", journal.op_id(UUID, "alpha", 3))):
+        kept = tmp_path / f"web.qcow2.phyllome-retained-{op}"
+        kept.write_text("another move's")
+        files = json.dumps({str(path): str(kept)})
+        with pytest.raises(ValueError, match="no file of this move"):
+            fence.refusal("web", "prepare", domain(phase="arriving", epoch=epoch, files=files.replace("'", "&apos;")))
+    kept = tmp_path / f"web.qcow2.phyllome-retained-{former}"
+    mark = domain(phase="arriving", epoch="5", files=json.dumps({str(path): str(kept)}).replace("'", "&apos;"))
+    assert fence.refusal("web", "prepare", mark).endswith(f"placed {OP}")
+    assert path.exists() and not kept.exists()
 
 
 def test_what_is_not_there_is_said(fence, tmp_path):

@@ -1,0 +1,114 @@
+"""Disks are copied while their guest runs and writes; it is off for a short time only, and nothing of it is lost."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+import typing as t
+
+import pytest
+
+from ansible_collections.phyllome.virt.tests.fleet import runner
+from ansible_collections.phyllome.virt.tests.fleet.conftest import Site
+from ansible_collections.phyllome.virt.tests.fleet.moves import (
+    IMAGES,
+    Drive,
+    allocated,
+    digest,
+    drives,
+    files,
+    move,
+    order,
+    other,
+    wait_for_copying,
+)
+
+driver = pytest.fixture(scope="module")(drives)
+
+PLUG = {"shutdown": {"timeout": 1, "then": "destroy"}}
+"""Nobody in these guests hears the power button."""
+
+
+@pytest.fixture(scope="module")
+def busy(site: Site) -> t.Iterator[str]:
+    """A guest that counts on its disk, with another one that has 80 MiB of data in 256; the path of that."""
+    guest = site.guest("busy", "alpha")
+    guest["disks"].append({"id": "data", "size": "256MiB", "format": "raw"})
+    site.run([guest]).ok()
+    data = f"{IMAGES}/" + next(name for name in files(site, "alpha", "busy") if "data" in name)
+    write(site, "alpha", data, 0, 80)
+    yield data
+    site.remove("busy")
+
+
+def write(site: Site, host: str, path: str, at: int, mib: int) -> None:
+    """Write into a disk, as its guest does."""
+    command = ["dd", "if=/dev/urandom", f"of={path}", "bs=1M", f"count={mib}", f"seek={at}", "conv=notrunc"]
+    site.fleet.host(host).run(command)
+
+
+def retained(site: Site, host: str, result: dict[str, t.Any], *paths: str) -> list[str]:
+    """Digests of what a move has left at its source: what the guest had when it was stopped."""
+    return digest(site, host, *(f"{path}.phyllome-retained-{result['op_id']}" for path in paths))
+
+
+def test_a_guest_that_writes_is_off_for_a_short_time_only(
+    site: Site, busy: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alpha, root = site.fleet.host("alpha"), site.disk("alpha", "busy")
+    check = move(site, "busy", "alpha", "--check", mode="warm")
+    assert check["changed"] and check["mode_used"] == "warm" and not check["blockers"], check
+    assert files(site, "beta", "busy") == []
+    before = site.counted("alpha", "busy")
+    parameters = json.dumps(order(site, "busy", "alpha", mode="warm", bandwidth_mib=24, **PLUG))
+    process = subprocess.Popen(
+        ["ansible", "-i", str(site.inventory([])), "alpha", "-m", "phyllome.virt.vm_migrate", "-a", parameters],
+        env=runner.environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    wait_for_copying(site.fleet.host("beta"))
+    write(site, "alpha", busy, 0, 2)  # what has arrived, what has not, and what was a hole
+    write(site, "alpha", busy, 70, 2)
+    write(site, "alpha", busy, 200, 1)
+    alpha.run(["fallocate", "-p", "-o", "3M", "-l", "2M", busy])
+    out = process.communicate(timeout=300)[0]
+    result = json.loads(out.partition("=>")[2])
+    assert (result["mode_used"], result["classification"], result["phase"]) == ("warm", 2, "done"), result
+    assert site.running("busy") == ["beta"] == site.where("busy")
+    assert digest(site, "beta", busy) == retained(site, "alpha", result, busy)
+    assert allocated(site, "beta", busy) <= 86 * 1024**2
+    deadline = time.monotonic() + 60
+    while site.counted("beta", "busy").boots == before.boots and time.monotonic() < deadline:
+        time.sleep(0.3)
+    after = site.counted("beta", "busy")
+    assert after.boots == before.boots + 1 and after.count >= before.count
+    stats = result["stats"]
+    assert stats["rounds"] >= 2 and stats["transferred"] == sum(disk["bytes_sent"] for disk in result["disks"])
+    assert stats["transferred"] <= 110 * 1024**2
+    assert root in {disk["path"] for disk in result["disks"]}
+    with capsys.disabled():
+        print(
+            f"\n    warm: copied for {stats['warm_ms']} ms in {stats['rounds']} rounds, off for {stats['downtime_ms']} ms"
+        )
+
+
+def test_killed_in_the_middle_the_next_run_goes_on(site: Site, busy: str, driver: Drive) -> None:
+    here, total = site.running("busy")[0], 0
+    for share in (0, 15, 55, 85):
+        write(site, here, busy, share, 1)
+        parameters = order(site, "busy", here, mode="warm", **PLUG)
+        ended = driver(here, total * share // 100 if share else 10**6, parameters)
+        assert (ended is None) is bool(share) and len(site.running("busy")) <= 1
+        again = driver(here, 10**6, parameters)
+        assert again is not None and again["result"]["classification"] == 2, again
+        there = other(here)
+        assert site.running("busy") == [there] == site.where("busy"), share
+        if ended is not None:
+            total = ended["steps"]
+        else:
+            assert digest(site, there, busy) == retained(site, here, again["result"], busy), share
+        assert files(site, here, "busy") == [], share
+        here = there

@@ -79,7 +79,7 @@ class Cold:
                 if mode == "warm" and domain.isActive():
                     record = self._warm_up(view, domain, guest, mark, record)
             with virt.saying(f"Cannot prepare the guest {view.name} on {view.source.host}"):
-                if mark != view.source.mark:
+                if mark != view.source.mark or mode == "warm":  # which has lifted the fence
                     write_mark(domain, mark)
                 if domain.autostart():
                     domain.setAutostart(0)

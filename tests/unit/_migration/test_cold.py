@@ -234,6 +234,19 @@ def test_a_guest_that_is_moved_warm_is_not_fenced_while_it_is_copied(play):
     play.arrived(True)
 
 
+def test_it_is_fenced_again_when_it_goes_on_after_that(plays):
+    step, seen = 0, ""
+    while 'fenced="yes"' not in seen:
+        play = plays()
+        play.domain.running = True
+        assert play.run(step, mode="warm") is None
+        seen = play.domain.XMLDesc()
+        step += 1
+    assert running(play) == ["alpha"]
+    play.run(mode="warm")
+    play.arrived(True)
+
+
 def test_what_the_guest_emptied_after_it_was_copied_does_not_stay_full(play, monkeypatch):
     monkeypatch.setattr(plan, "SLACK", 0)
 

@@ -274,6 +274,7 @@ class Domain:
         self.createWithFlags(0)
 
     def shutdownFlags(self, dummy: int) -> None:
+        assert self.refused(), "whoever starts it again now is not refused"
         self.running = False
 
     def destroy(self) -> None:

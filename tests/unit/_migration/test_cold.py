@@ -216,7 +216,7 @@ def test_a_warm_move_of_a_guest_that_writes_died_before_any_of_its_steps(plays, 
             assert (ended["mode_used"], ended["stats"]["rounds"]) == ("warm", 3)
             assert ended["stats"]["transferred"] == disk["bytes_sent"]
             assert ended["stats"]["downtime_ms"] >= 0
-        step += 1 + step // 7
+        step += 1 + step // 4
     assert step > 40
     assert play.run(mode="warm")["changed"] is False
 

@@ -49,13 +49,14 @@ class Tree:
         unread: path → why it could not be read; ``missing`` when it is not there.
     """
 
-    def __init__(self, root: str, option: str, patience: float = PATIENCE) -> None:
+    def __init__(self, root: str, option: str, patience: float | None = None) -> None:
         """Look at a directory.
 
         Args:
             root: absolute path.
             option: name of the option that says so, for the message.
-            patience: seconds, see Apart.
+            patience: seconds, see Apart; without, files that lie in a directory like others are read as they are,
+                since it takes a kernel not to answer.
 
         Raises:
             PhyllomeError: there is no such directory, or it does not hold ``sys``.
@@ -78,7 +79,8 @@ class Tree:
         self._base = os.path.join(os.path.realpath(root), "")
         self._plain: set[str] = set()
         self._known: dict[str, str] = {}
-        self._apart = Apart(patience)
+        self._apart = Apart(PATIENCE if patience is None else patience)
+        self._guarded = patience is not None or _is_mounted(self._base, "sys")
         self._denied = self._captured_unread() if self._base != "/" else {}
 
     def _captured_unread(self) -> dict[str, str]:
@@ -124,7 +126,7 @@ class Tree:
 
     def ahead(self, paths: t.Iterable[str] = (), disks: t.Iterable[str] = ()) -> None:
         """Have files that are slow, and the claims on disks, looked at meanwhile; best read in this order afterwards."""
-        jobs = [self._job(path, PAGE) for path in paths if path not in self._denied and _is_slow(path)]
+        jobs = [self._job(path, PAGE) for path in paths if path not in self._denied and self._is_slow(path)]
         if self._base == "/":
             jobs += [Job(f"/{real}", f"/{real}", None) for real in map(self._real, disks) if real]
         if jobs:
@@ -139,7 +141,15 @@ class Tree:
 
     def _content(self, path: str, limit: int) -> bytes:
         """The content of a file that is known by its real path."""
-        return self._apart.ask(self._job(path, limit)) if _is_slow(path) else content(self._base + path, limit)
+        return self._apart.ask(self._job(path, limit)) if self._is_slow(path) else content(self._base + path, limit)
+
+    def _is_slow(self, path: str) -> bool:
+        return (
+            self._guarded
+            and path.endswith(_SLOW)
+            and path.startswith("sys/devices/")
+            and path.rpartition("/")[2] in _SLOW
+        )
 
     def claimed(self, path: str) -> bool | None:
         """Whether the kernel has given a disk, or a part of it, to a file system, to swap, to device mapper or the like.
@@ -296,8 +306,12 @@ class Tree:
         return here
 
 
-def _is_slow(path: str) -> bool:
-    return path.endswith(_SLOW) and path.startswith("sys/devices/") and path.rpartition("/")[2] in _SLOW
+def _is_mounted(base: str, name: str) -> bool:
+    """Whether a directory is another file system than that which it is in."""
+    try:
+        return os.stat(base + name).st_dev != os.stat(base).st_dev
+    except OSError:
+        return True
 
 
 def pci_functions(path: str) -> tuple[str, ...]:

@@ -19,7 +19,6 @@ import re
 import tempfile
 import typing as t
 
-from .._core.apart import PATIENCE
 from .._core.errors import PhyllomeError
 from .._core.sysfs import Tree, pci_functions
 from . import catalogue
@@ -52,7 +51,7 @@ class Recorder(Tree):
         denied: path as it was asked for → why it could not be read.
     """
 
-    def __init__(self, root: str, option: str, patience: float = PATIENCE) -> None:
+    def __init__(self, root: str, option: str, patience: float | None = None) -> None:
         self.files: dict[str, bytes] = {}
         self.links: dict[str, str] = {}
         self.listed: dict[str, tuple[str, ...]] = {}

@@ -13,7 +13,7 @@ import typing as t
 
 import pytest
 
-from ansible_collections.phyllome.virt.plugins.module_utils._core.apart import Job, Silent, claim
+from ansible_collections.phyllome.virt.plugins.module_utils._core.apart import Apart, Job, Silent, claim
 from ansible_collections.phyllome.virt.plugins.module_utils._core.errors import PhyllomeError
 from ansible_collections.phyllome.virt.plugins.module_utils._core.sysfs import PAGE, PCI_ADDRESS, Tree, pci_functions
 
@@ -226,3 +226,28 @@ def test_whether_a_disk_of_a_captured_machine_was_claimed(root, monkeypatch):
     monkeypatch.setattr(os, "lstat", lambda path: types.SimpleNamespace(st_mode=stat.S_IFBLK))
     assert tree.claimed("sys/disk") is None  # a device in a captured tree is never opened
     assert tree.unread["sys/disk"] == "a device where there should be a file"
+
+
+def test_only_a_kernel_is_not_waited_for(root, monkeypatch):
+    """Files of a captured tree are read as they are; those of a mounted /sys, here or below another root, by a process of their own."""
+    (root / "sys" / "devices" / "x").mkdir(parents=True)
+    (root / "sys" / "devices" / "x" / "uevent").write_text("A=1\n")
+    asked: list[Job] = []
+
+    def ask(dummy, job):
+        asked.append(job)
+        return b"B=2\n"
+
+    monkeypatch.setattr(Apart, "ask", ask)
+    assert Tree(str(root), "sysfs_root").text("sys/devices/x/uevent") == "A=1"
+    assert asked == []
+    assert Tree(str(root), "sysfs_root", 1).text("sys/devices/x/uevent") == "B=2"
+    look = os.stat
+    monkeypatch.setattr(
+        os,
+        "stat",
+        lambda path, **more: types.SimpleNamespace(st_dev=99) if path == f"{root}/sys" else look(path, **more),
+    )
+    monkeypatch.setattr(os.path, "isdir", lambda path: True)
+    assert Tree(str(root), "sysfs_root").text("sys/devices/x/uevent") == "B=2"
+    assert [job.path for job in asked] == [f"{root}/sys/devices/x/uevent"] * 2

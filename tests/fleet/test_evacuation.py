@@ -1,4 +1,4 @@
-"""Three hosts: one is emptied and filled again, under guests that do not notice."""
+"""Three hosts: one is emptied and filled again, and all are upgraded, under guests that do not notice."""
 
 from __future__ import annotations
 
@@ -154,3 +154,27 @@ def test_named_guests_move_and_what_cannot_move_stops_all(three: Three) -> None:
     assert three.where("g4") == three.where("g5") == ["gamma"]
     assert "declares g4, g5 at another host" in run.text
     assert three.play("migrate", "-e", "guest=g4,g5", "-e", "to=gamma").ok().changed == NONE
+
+
+def test_hosts_are_upgraded_one_by_one_under_guests_that_never_stop(three: Three) -> None:
+    three.remove(*[f"g{number}" for number in range(1, 11)])
+    Three.guests_declared = [one for one in three.guests_declared if one["name"] in ("g0", "off", "other")]
+    before = three.boots()
+    for host in ("alpha", "beta"):
+        three.fleet.host(host).run(["touch", "/run/reboot-required"])
+    three.virsh("alpha", "net-autostart", "--disable", "default")
+    booted = {host.name: host.read("/proc/sys/kernel/random/boot_id") for host in three.fleet.hosts}
+
+    stopped = three.play("upgrade")
+    assert stopped.status and "network default is not active any more" in stopped.messages()
+    assert three.running("g0") != ["alpha"] and three.where("off") == ["alpha"]
+    after = {host.name: host.read("/proc/sys/kernel/random/boot_id") for host in three.fleet.hosts}
+    assert {name for name, boot in after.items() if boot != booted[name]} == {"alpha"}
+
+    three.virsh("alpha", "net-start", "default")
+    three.play("upgrade").ok()
+    after = {host.name: host.read("/proc/sys/kernel/random/boot_id") for host in three.fleet.hosts}
+    assert {name for name, boot in after.items() if boot != booted[name]} == {"alpha", "beta"}
+    assert three.running("g0") == ["alpha"] and three.running("other") == ["beta"]
+    assert three.boots() == before
+    assert three.play("upgrade").ok().changed == NONE

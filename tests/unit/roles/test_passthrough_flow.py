@@ -9,6 +9,7 @@ The modules and the reboot are stand-ins that keep a machine in a file.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pathlib
@@ -187,10 +188,17 @@ class Played:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, t.Any]]:
-    """A run in check mode, one that does it, and another one."""
-    played = Played(tmp_path_factory.mktemp("played"))
-    return {"check": played.run("--check"), "first": played.run(), "second": played.run()}
+def runs(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> dict[str, dict[str, t.Any]]:
+    """A run in check mode, one that does it, and another one; made once, whoever of xdist's workers comes first."""
+    folder = tmp_path_factory.getbasetemp()
+    shared = (folder if worker_id == "master" else folder.parent) / "played.json"
+    with open(f"{shared}.lock", "w", encoding="ascii") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not shared.exists():
+            played = Played(tmp_path_factory.mktemp("played"))
+            made = {"check": played.run("--check"), "first": played.run(), "second": played.run()}
+            shared.write_text(json.dumps(made))
+    return t.cast("dict[str, dict[str, t.Any]]", json.loads(shared.read_text()))
 
 
 FAILS = ("firmware", "dead", "busy", "unproven", "chosen-wrong")

@@ -56,8 +56,12 @@ WORDS = (
 )
 
 _FILES = {
-    # never checked: a machine's disk is thrown away
-    "etc/fstab": f"UUID={ROOT_UUID} / ext4 defaults 0 0\nUUID={ESP_SERIAL} /boot/efi vfat umask=0077 0 0\n",
+    # never checked: a machine's disk is thrown away; and waited for: 90 s are too few on a busy outer machine, which
+    # ends in systemd's emergency mode, without ssh
+    "etc/fstab": (
+        f"UUID={ROOT_UUID} / ext4 defaults,x-systemd.device-timeout=900 0 0\n"
+        f"UUID={ESP_SERIAL} /boot/efi vfat umask=0077,x-systemd.device-timeout=900 0 0\n"
+    ),
     "etc/hostname": f"{NAME}\n",
     "etc/hosts": f"127.0.0.1 localhost\n127.0.1.1 {NAME}\n",
     "etc/default/grub.d/lab.cfg": (

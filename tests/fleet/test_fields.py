@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import pathlib
 import typing as t
 
 import pytest
@@ -66,7 +68,7 @@ def rich(site: Site) -> t.Iterator[Site]:
     try:
         yield site
     finally:
-        site.remove("rich", "secure")
+        site.remove("rich", "secure", "huge")
 
 
 def test_a_guest_with_nearly_everything(rich: Site) -> None:
@@ -104,6 +106,39 @@ def test_a_guest_with_nearly_everything(rich: Site) -> None:
     ):
         assert part in live
     assert not rich.module("phyllome_vm", "alpha", other)["changed"]
+
+
+@contextlib.contextmanager
+def reserved(pages: int) -> t.Iterator[None]:
+    """So many huge pages more on this machine, whose kernel the hosts of the lab share."""
+    reserve = pathlib.Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
+
+    def add(count: int) -> None:
+        reserve.write_text(str(int(reserve.read_text()) + count))
+
+    add(pages)
+    try:
+        yield
+    finally:
+        add(-pages)
+
+
+def test_memory_of_huge_pages(rich: Site) -> None:
+    guest = {**rich.guest("huge", "", networks=[], shutdown=OFF), "memory": {"size": "32MiB", "hugepages": "2MiB"}}
+    del guest["host"]
+    free = pathlib.Path("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")
+    with reserved(20):
+        before = int(free.read_text())
+        first = rich.module("phyllome_vm", "alpha", guest)
+        assert not first.get("failed") and rich.counted("alpha", "huge").boots <= 1, first
+        assert int(free.read_text()) == before - 16, "all of its memory, before anybody asks for it"
+        # its own pages are free for it when it starts again
+        bigger = {**guest, "apply": "restart", "memory": {"size": "40MiB"}}
+        assert not rich.module("phyllome_vm", "alpha", bigger).get("failed")
+        assert int(free.read_text()) == before - 20
+        assert not rich.module("phyllome_vm", "alpha", bigger)["changed"]
+        rich.remove("huge")
+        assert int(free.read_text()) == before
 
 
 def test_secure_boot_changes_with_its_variables(rich: Site) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pathlib
 import time
 import typing as t
 
@@ -13,6 +14,7 @@ from ansible_collections.phyllome.virt.tests.fleet.conftest import Site
 from ansible_collections.phyllome.virt.tests.lab import linux
 from ansible_collections.phyllome.virt.tests.lab.host import Host
 
+SHARE = {"id": "share", "source": "/srv/share"}
 PASSWORD = "hunter2-is-not-shown"
 WORDS = "console=ttyS0 quiet"
 
@@ -95,7 +97,15 @@ def counts(site: Site) -> bool:
 
 def test_a_guest_is_seeded_and_waited_for(site: Site, alpha: Host) -> None:
     seed = {"user_data": {"password": PASSWORD, "users": [{"name": "root"}]}, "keep_seed": "until_done"}
-    guest = small("seeded", profile="linux", firmware={"type": "bios"}, networks=[{"id": "lan", "network": "default"}])
+    guest = small(
+        "seeded",
+        profile="linux",
+        memory={"size": "192MiB", "maximum": "1GiB", "shared": True, "virtio_mem": {"size": "128MiB"}},
+        firmware={"type": "bios"},
+        networks=[{"id": "lan", "network": "default"}],
+        filesystems=[SHARE],
+    )
+    alpha.run(["mkdir", "-p", SHARE["source"]])
     ran(site, {**guest, "state": "present", "cloud_init": seed})
     # No image of a cloud is small enough to be emulated: this guest starts a kernel of the host.
     definition = site.virsh("alpha", "dumpxml", "--inactive", "seeded")
@@ -116,11 +126,45 @@ def test_a_guest_is_seeded_and_waited_for(site: Site, alpha: Host) -> None:
     told = ran(site, {**guest, "cloud_init": other})
     assert told["changed"] is False
     assert "reseed" in " ".join(told["warnings"])
-    assert ran(site, {**guest, "cloud_init": {**other, "on_change": "reseed", "keep_seed": "always"}})["changed"]
+    again = {**guest, "cloud_init": {**other, "on_change": "reseed", "keep_seed": "always"}}
+    assert ran(site, again)["changed"]
     assert len(files(alpha, "seeded")) == 2
     assert "seeded-cloud-init" in site.virsh("alpha", "domblklist", "seeded")
+    a_linux_guest_takes_and_gives_devices(site, alpha, again)
     site.remove("seeded")
     assert not files(alpha, "seeded")
+
+
+def a_linux_guest_takes_and_gives_devices(site: Site, alpha: Host, guest: dict[str, t.Any]) -> None:
+    """PCI devices: the guest sees what comes, and its kernel lets go of what goes."""
+    until("the guest writes into the directory", lambda: alpha.run(["ls", "/srv/share"]).stdout.split() == ["seen"])
+    another = {**guest, "filesystems": [SHARE, {"id": "another", "source": "/srv"}]}
+    waits = ran(site, another, "--check")
+    assert {(change["when"], change["why"][:34]) for change in waits["plan"]} == {
+        ("next_boot", "libvirt has no control groups on t")
+    }
+    memory = {**guest["memory"], "current": "176MiB", "virtio_mem": {"size": "128MiB", "requested": "64MiB"}}
+    more = {
+        **guest,
+        "memory": memory,
+        "vcpus": {"current": 1, "pins": {"0": "1"}, "emulator_pins": "1"},
+        "disks": [*guest["disks"], {"id": "data", "size": "16MiB"}],
+        "networks": [*guest["networks"], {"id": "wan", "network": "default"}],
+    }
+    came = ran(site, more)
+    assert {change["when"] for change in came["plan"]} == {"live"} and not came["pending"]
+    assert ran(site, more)["changed"] is False
+    live = site.virsh("alpha", "dumpxml", "seeded")
+    assert "<current unit='KiB'>65536</current>" in live, "the guest has plugged the memory"
+    assert "<currentMemory unit='KiB'>245760</currentMemory>" in live, "the guest has given memory back"
+    (process,) = alpha.processes("qemu.*guest=seeded")
+    assert "Cpus_allowed_list:\t1\n" in pathlib.Path(f"/proc/{process}/status").read_text()
+    went = ran(site, {**guest, "filesystems": [], "unmanaged_devices": "prune", "on_unplug_timeout": 60})
+    paths = {change["path"]: change["when"] for change in went["plan"]}
+    assert paths == {"disks.data": "live", "networks.wan": "live", "filesystems.share": "live"}
+    assert not went["pending"] and not went["restart_required"]
+    live = site.virsh("alpha", "dumpxml", "seeded")
+    assert not [name for name in ("data", "wan", "share") if f"ua-{name}" in live]
 
 
 USER_PLAY = """

@@ -8,7 +8,7 @@ import typing as t
 
 from lxml import etree
 
-from ansible_collections.phyllome.virt.tests.fleet.conftest import Site
+from ansible_collections.phyllome.virt.tests.fleet.conftest import IMAGE, Site
 from ansible_collections.phyllome.virt.tests.fleet.runner import ROOT
 from ansible_collections.phyllome.virt.tests.lab.host import Counter
 
@@ -55,7 +55,7 @@ def waiting(result: dict[str, t.Any]) -> set[str]:
 
 def test_a_guest_is_changed_while_it_counts(site: Site) -> None:
     first = declared(site, "live")
-    before = first | {"memory": "96MiB", "vcpus": {"current": 1, "maximum": 2}}
+    before = first | {"memory": "96MiB", "vcpus": {"current": 1, "maximum": 2}, "cdroms": [{"id": "cd", "path": IMAGE}]}
     converge(site, before)
     count = counts(site, "live", Counter(0, 0))
     root = {**first["disks"][0], "size": "96MiB", "iotune": {"total_iops_sec": 900}}
@@ -69,7 +69,9 @@ def test_a_guest_is_changed_while_it_counts(site: Site) -> None:
         "networks": [lan, {"id": "wan", "network": "default"}],
         "metadata": {"title": "Changed while it counts"},
         "vcpus": {"current": 2, "maximum": 2},
+        "cdroms": [{"id": "cd", "path": "/srv/other.iso"}],
     }
+    site.fleet.host("alpha").run(["cp", IMAGE, "/srv/other.iso"])
 
     check = converge(site, after, "--check")
     result = converge(site, after)
@@ -80,7 +82,7 @@ def test_a_guest_is_changed_while_it_counts(site: Site) -> None:
     assert all(f"<alias name='ua-{name}'/>" in live for name in ("data", "more", "stick", "wan"))
     assert "<vcpu placement='static'>2</vcpu>" in live
     assert "<total_iops_sec>900</total_iops_sec>" in live and "<title>Changed while it counts</title>" in live
-    assert "<link state='down'/>" in live
+    assert "<link state='down'/>" in live and "/srv/other.iso" in live
     assert str(96 << 20) in site.virsh("alpha", "domblkinfo", "live", "vda")
     addresses = [
         re.findall(r"<address type='pci'[^>]*>", site.virsh("alpha", "dumpxml", "live", *flag))
@@ -105,6 +107,7 @@ def test_a_guest_is_changed_while_it_counts(site: Site) -> None:
     count = counts(site, "live", count)
     assert count.boots == 1
 
+    less |= {"cdroms": [{"id": "cd", "path": ""}]}
     result = converge(site, less | {"apply": "restart", "memory": "64MiB"})
     assert waiting(result) == set() and not result["restart_required"]
     count = counts(site, "live", count)

@@ -32,6 +32,7 @@ def define(site: Site, host: str, name: str) -> None:
 
 
 DISK = {"id": "root", "size": "64MiB"}
+FULL = "/srv/full"
 
 #: What is wrong with a guest, and what its message has to say.
 BAD: list[tuple[dict[str, t.Any], str]] = [
@@ -49,6 +50,25 @@ BAD: list[tuple[dict[str, t.Any], str]] = [
     ({"hostdevs": [{"id": "card", "pci": "ffff:ffff/-@nowhere"}]}, "this host has no such device"),
     ({"hostdevs": [{"id": "one", "usb": {"port": "9-1"}}]}, "the device belongs to guest"),
     ({"hostdevs": [{"id": "two", "usb": {"port": "9-1"}}]}, "the device belongs to guest"),
+    ({"disks": [{**DISK, "path": f"{FULL}/root.qcow2"}]}, f"are needed in {FULL}"),
+    (
+        {"disks": [{**DISK, "bus": "nvme"}]},
+        "libvirt emulates it from 11.5 on, if QEMU has it; this host has libvirt 9.0",
+    ),
+    ({"profile": "amiga"}, "profile must be one of"),
+    ({"memory": {"size": "1GiB", "hugepages": "2MiB"}}, "512 pages of 2MiB are needed"),
+    (
+        {"filesystems": [{"id": "share", "source": "/srv"}], "memory": {"size": "64MiB", "shared": False}},
+        "memory.shared: false with filesystems.share",
+    ),
+    ({"vsock": {"cid": "auto"}}, "this host has no /dev/vhost-vsock"),
+    (
+        {"graphics": {"type": "vnc", "gl": "headless"}, "video": {"accel3d": True}},
+        "video.accel3d: true with video.model",
+    ),
+    ({"graphics": {"type": "vnc", "gl": "headless"}, "video": {"model": "virtio", "accel3d": True}}, "/dev/dri"),
+    ({"xml": {"devices": {"root": "<disk><driver kache='none'/></disk>"}}}, "cannot be defined"),
+    ({"xml": {"guest": "<domain><features><acpy/></features></domain>"}}, "cannot be defined"),
     ({"name": "../../etc/passwd"}, "not a valid name"),
     ({"name": "a<b>"}, "not a valid name"),
     ({"name": "x" * 300}, "not a valid name"),
@@ -70,6 +90,7 @@ class Refused:
 def refused(bare: Site, built: Built) -> t.Iterator[Refused]:
     built.first.ok()
     good = bare.guest("good", "alpha", state="stopped")
+    bare.fleet.host("alpha").limit(FULL, "64K")
     bad = [{**bare.guest(f"bad{number}", "alpha"), **guest} for number, (guest, dummy) in enumerate(BAD)]
     bare.run([good]).ok()
     states = [files(bare)]
@@ -90,6 +111,7 @@ def refused(bare: Site, built: Built) -> t.Iterator[Refused]:
     assert bare.guests("alpha") & {guest["name"] for guest in bad} == set()
     before, after_check, after = states
     yield Refused(there, before, after_check, after, errors)
+    bare.fleet.host("alpha").unlimit(FULL)
     bare.remove("good")
 
 

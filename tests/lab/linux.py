@@ -25,6 +25,7 @@ MODULES = (
     *("virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci"),
     *("virtio_blk", "virtio_console", "failover", "net_failover", "virtio_net"),
     *("scsi_common", "scsi_mod", "cdrom", "sr_mod", "virtio_scsi", "isofs"),
+    *("fuse", "virtiofs", "virtio_balloon", "virtio_mem"),
 )
 _UDHCPC = b'#!/bin/sh\ncase "$1" in bound | renew) ip addr replace "$ip/${mask:-24}" dev "$interface" ;; esac\n'
 

@@ -263,4 +263,15 @@ def test_uefi_variables_and_the_tpm_go_with_a_guest_that_is_off(site: Site) -> N
     assert result["identity"]["nvram"]["same"] and result["identity"]["tpm"]["same"]
     site.virsh("beta", "start", "sealed")
     assert site.running("sealed") == ["beta"]
+
+    result = move(site, "sealed", "beta", mode="warm", shutdown={"timeout": 1, "then": "destroy"})
+    assert not result.get("failed"), result
+    assert site.running("sealed") == ["alpha"] == site.where("sealed")
+    assert result["mode_used"] == "warm" and result["identity"]["nvram"]["same"] and result["identity"]["tpm"]["same"]
+    kept = [
+        f"{nvram}.phyllome-retained-{result['op_id']}",
+        tpm.replace(uuid, f"{uuid}.phyllome-retained-{result['op_id']}"),
+    ]
+    site.virsh("alpha", "suspend", "sealed")
+    assert digest(site, "alpha", nvram) == digest(site, "beta", *kept)[:1]
     site.remove("sealed")

@@ -122,12 +122,11 @@ class Apply:
         self._driven(change, lambda: bool(self._found.info()[2] * 1024 - self._plugged() == wanted))
 
     def _virtio_mem(self, change: Change) -> None:
-        device = xml.parse(self._found.XMLDesc()).find(VIRTIO_MEM)
-        assert device is not None  # it was there when this was planned
-        requested = xml.ensure(device, "target/requested")
-        requested.text = MEMORY.format(change.args["value"])
-        requested.set("unit", "KiB")
-        self._found.updateDeviceFlags(xml.dump(device), virt.libvirt.VIR_DOMAIN_AFFECT_LIVE)
+        for device in xml.parse(self._found.XMLDesc()).findall(VIRTIO_MEM):  # a guest has one at most
+            requested = xml.ensure(device, "target/requested")
+            requested.text = MEMORY.format(change.args["value"])
+            requested.set("unit", "KiB")
+            self._found.updateDeviceFlags(xml.dump(device), virt.libvirt.VIR_DOMAIN_AFFECT_LIVE)
         self._driven(change, lambda: self._plugged() == change.args["value"])
 
     def _plugged(self) -> int:

@@ -17,7 +17,7 @@ from .._core.errors import PhyllomeError
 from .._core.plan import Plan
 from . import judge, undo
 from .apply import Mover, Told
-from .cold import Cold, Mode
+from .cold import Cold
 from .journal import Busy, Journal
 from .plan import Blocker, blockers, modes, plan, unknown
 from .progress import Progress, closed, opened
@@ -187,7 +187,7 @@ class _Run:
                     if action == "start":
                         tries += 1
                         if self._mode[0] in ("warm", "cold"):
-                            self._cold.start(view, made_of, t.cast("Mode", self._mode[0]))
+                            self._cold.start(view, made_of, "warm" if self._mode[0] == "warm" else "cold")
                         else:
                             mover.start(view, made_of)
                     elif action == "discard":
@@ -237,20 +237,21 @@ class _Run:
 
     def _fitting(self, side: Side, ways: t.Sequence[tuple[str | None, str]], sizes: bool) -> Guest:
         """Choose the first way that nothing stands against, or else the first one; the guest as it is read for it."""
-        chosen: tuple[Guest, list[Blocker]] | None = None
-        for way in ways:
-            made_of = guest(side, self._view.uuid, sizes=sizes, cold=way[0] in ("warm", "cold"))
-            found = self._against(made_of, way[0] or "live") if self._row.action in ("start", "discard") else []
-            if chosen is None or not found:
-                self._mode = way
-                if chosen is not None:
-                    self._mode = way[0], f"{ways[0][0]} is not possible: {chosen[1][0].what}"
-                chosen = made_of, found
-            if not found:
+        self._mode = ways[0]
+        made_of, self._blockers = self._tried(side, ways[0], sizes)
+        for way in ways[1:]:
+            if not self._blockers:
                 break
-        assert chosen is not None, "there is a way"
-        self._blockers = chosen[1]
-        return chosen[0]
+            other, found = self._tried(side, way, sizes)
+            if not found:
+                self._mode = way[0], f"{ways[0][0]} is not possible: {self._blockers[0].what}"
+                made_of, self._blockers = other, found
+        return made_of
+
+    def _tried(self, side: Side, way: tuple[str | None, str], sizes: bool) -> tuple[Guest, list[Blocker]]:
+        """The guest as it is read for a way, and what stands against it."""
+        made_of = guest(side, self._view.uuid, sizes=sizes, cold=way[0] in ("warm", "cold"))
+        return made_of, self._against(made_of, way[0] or "live") if self._row.action in ("start", "discard") else []
 
     def _against(self, made_of: Guest, mode: str) -> list[Blocker]:
         """What stands against moving the guest like that."""

@@ -47,8 +47,9 @@ def inside(root: str) -> dict[str, t.Any]:
     kernel = Chroot()
     (version,) = os.listdir(f"{root}/usr/lib/modules")
     path = f"boot/initrd.img-{version}"
-    kernel.run(["dracut", "--force", f"/{path}", version])
-    before = pathlib.Path(root, path).read_bytes()
+    before = b"the image before"
+    pathlib.Path(root, path).write_bytes(before)
+    pathlib.Path(root, "etc/dracut.conf.d/uncompressed.conf").write_text('compress="cat"\n')
     entry = Entry("8086:10d3@2", "8086:10d3", None, "vfio-pci", True, None, Before("e1000e", "e1000e", None, None))
     bound = Ledger({"0000:01:00.0": entry})
     found: dict[str, t.Any] = {}

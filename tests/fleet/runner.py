@@ -124,7 +124,9 @@ def playbook(
     return Run(done.returncode, done.stdout + done.stderr, parsed)
 
 
-def module(name: str, host: str, inventory: pathlib.Path, arguments: dict[str, t.Any], *flags: str) -> dict[str, t.Any]:
+def module(
+    name: str, host: str, inventory: pathlib.Path, arguments: dict[str, t.Any], *flags: str, timeout: float = 600
+) -> dict[str, t.Any]:
     """Run one module on one host and return its result."""
     given = ["-a", json.dumps(arguments)] if arguments else []
     done = subprocess.run(
@@ -133,7 +135,7 @@ def module(name: str, host: str, inventory: pathlib.Path, arguments: dict[str, t
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=timeout,
     )
     start = done.stdout.find("{")
     parsed = json.JSONDecoder().raw_decode(done.stdout[start:])[0]

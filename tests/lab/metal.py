@@ -150,6 +150,16 @@ python3 -c 'import json, zipfile, subprocess, libvirt, lxml.etree' && sync
 """
 
 
+#: Sets the clock, and waits until the drives that were plugged in last are with the kernel, or with a guest's driver.
+_READY = """\
+date -u -s "@$1" > /dev/null; shift
+for place; do
+    until [ -d "/sys/bus/pci/devices/$place/nvme" ] || grep -qs vfio "/sys/bus/pci/devices/$place/driver_override"
+    do sleep 0.2; done
+done
+"""
+
+
 def _save(folder: Path) -> None:
     with Machine.create("intel", name=f"saving-{os.getpid()}") as machine:
         machine.boot(plug=False)
@@ -314,10 +324,9 @@ class Machine:
         if plug:
             for device in hardware.LATE:
                 self.plug(device)
-        script = (
-            f'date -u -s @{time.time():.3f}; while [ "$(ls /sys/class/nvme | wc -l)" -lt "$1" ]; do sleep 0.2; done'
-        )
-        self.run(["sh", "-c", script, "sh", str(len(hardware.LATE) if plug else 0)], timeout=timeout)
+        places = {device["qdev_id"]: device["address"] for device in self.devices()}
+        late = [places[str(device["id"])] for device in hardware.LATE] if plug else []
+        self.run(["sh", "-c", _READY, "sh", f"{time.time():.3f}", *late], timeout=timeout)
 
     def _greets(self, patience: float) -> bool:
         """Whether the machine's sshd says hello: QEMU itself takes every connection, whoever listens behind it."""

@@ -139,6 +139,14 @@ options:
     description: How many seconds a driver has to let go of, or to take, one device.
     type: int
     default: 30
+  initramfs:
+    description:
+      - When the initramfs is made that is due. With V(later) by another run, for instance the last of several. It is written down
+        that it is due, and devices are only certain at the next boot once it is made.
+      - V(only) does nothing but make the one that runs before left, if there is one, and is given without devices.
+    type: str
+    choices: [now, later, only]
+    default: now
   sysfs_root:
     description:
       - As in M(phyllome.virt.iommu_facts). With another machine than this one, only check mode is possible.

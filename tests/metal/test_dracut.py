@@ -59,7 +59,7 @@ def inside(root: str) -> dict[str, t.Any]:
         for name, content in files(ledger, "dracut").items():
             write(root, name, content.text, content.mode)
         world = World({}, {}, {}, {}, {}, was, {}, "dracut", "", frozenset())
-        return Images(kernel, world, saved.append).bring(was, ledger)
+        return Images(kernel, world, False, saved.append).bring(was, ledger)
 
     after = bring(bound, Ledger())
     found["listed"] = kernel.run(["lsinitrd", f"/{path}"])

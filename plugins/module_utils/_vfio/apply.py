@@ -220,7 +220,9 @@ class _Work:
         Raises:
             PhyllomeError: something failed; what belongs to it was taken back.
         """
-        self._save(self.todo.during)
+        images = Images(self.kernel, self.world, self.wanted.initramfs == "later", self._save)
+        during = images.begin(self.todo.during, self.todo.afterwards)
+        self._save(during)
         for change in self._changes("write"):
             write(self.kernel.root, change.args["path"], change.after, change.args["mode"])
         if not self.todo.made:
@@ -235,7 +237,7 @@ class _Work:
                 after = self._forget([each.args["address"] for each in changes], after)
         if error is not None:
             after = self._files_again(after)
-        self._save(Images(self.kernel, self.world, self._save).bring(self.todo.during, after))
+        self._save(images.bring(during, after))
         if error is not None:
             raise error
         mine = os.path.dirname(LEDGER)

@@ -29,12 +29,23 @@ KEPT = "var/lib/phyllome/vfio/initramfs"
 class Images:
     """The images of a machine."""
 
-    def __init__(self, kernel: Kernel, world: World, save: t.Callable[[Ledger], None]) -> None:
+    def __init__(self, kernel: Kernel, world: World, later: bool, save: t.Callable[[Ledger], None]) -> None:
         self.kernel = kernel
         self.maker = MAKERS.get(world.maker or "")
         self.name = world.maker
-        self.was = world.ledger.built
+        self.was = world.ledger
+        self.later = later
         self.save = save
+
+    def begin(self, during: Ledger, after: Ledger) -> Ledger:
+        """The ledger before anything is done: it knows the images as they are, so that an undo tells whether ours were made."""
+        if self.was.built is not None or self._wanted(after) is None:
+            return during
+        seen = {path: Image(_digest(self._path(path)), None) for path in self._there()}
+        return dataclasses.replace(during, images={**seen, **during.images})
+
+    def _wanted(self, ledger: Ledger) -> str | None:
+        return in_initramfs(files(ledger, self.name), self.name)
 
     def bring(self, during: Ledger, after: Ledger) -> Ledger:
         """Have in the images what a ledger wants there.
@@ -46,9 +57,11 @@ class Images:
         Returns:
             The latter, with what became of the images.
         """
-        built = in_initramfs(files(after, self.name), self.name)
-        if built == self.was:
-            return dataclasses.replace(after, built=built, images=during.images)
+        built = self._wanted(after)
+        if built == self.was.built:
+            return dataclasses.replace(after, built=built, images=self.was.images)
+        if self.later:
+            return dataclasses.replace(after, built="?", images=during.images)
         if built is None:
             images = self._give_back(during.images)
         else:
@@ -79,7 +92,7 @@ class Images:
         for path in there:
             now = _digest(self._path(path))
             old = known.get(path)
-            if old is None:
+            if old is None or (old.before == now and not os.path.exists(self._kept(path))):
                 self._copy(self._path(path), self._kept(path))
                 images[path] = Image(now, None)
             elif old.after in (None, now):

@@ -84,6 +84,8 @@ def plan(wanted: Wanted, world: World) -> Todo:
     Raises:
         PhyllomeError: a device is not there, or nothing can be bound on this machine as it is.
     """
+    if wanted.initramfs == "only":
+        return _todo(wanted, world, world.ledger, [], [], [], [])
     return _undo(wanted, world) if wanted.state == "original" else _present(wanted, world)
 
 
@@ -152,7 +154,7 @@ def _present(wanted: Wanted, world: World) -> Todo:
         rows.append(Row(address, None, None, None, driver, "bound"))
         changes.append(_change(address, None, driver, "live", why))
     ledger = dataclasses.replace(world.ledger, devices=entries, functions={**world.ledger.functions, **made.entries})
-    return _todo(world, ledger, changes, rows, refused, warnings)
+    return _todo(wanted, world, ledger, changes, rows, refused, warnings)
 
 
 def _without_iommu(asked: t.Iterable[str], world: World) -> Todo:
@@ -268,10 +270,11 @@ def _undo(wanted: Wanted, world: World) -> Todo:
             changes.append(_change(address, driver, back, "live", "", "drive", args))
         refused += found
     after = dataclasses.replace(ledger, devices=entries, functions=unmade.entries)
-    return _todo(world, after, changes, rows, refused, warnings)
+    return _todo(wanted, world, after, changes, rows, refused, warnings)
 
 
 def _todo(
+    wanted: Wanted,
     world: World,
     ledger: Ledger,
     changes: list[Change],
@@ -283,7 +286,8 @@ def _todo(
     writes, kept, conflicts = _writes(world, ledger)
     last = []
     built = in_initramfs(files(ledger, world.maker), world.maker)
-    if built != ledger.built:
+    stale, later = built != ledger.built, wanted.initramfs == "later"
+    if stale and not later:
         what = "without devices" if built is None else "with these devices"
         last.append(Change("initramfs", "initramfs", None, what, "next_boot", args={"built": built}))
     if world.maker is None and any(each.persist and each.physfn is None for each in ledger.devices.values()) and writes:
@@ -297,9 +301,9 @@ def _todo(
         devices={**world.ledger.devices, **ledger.devices},
         functions={**world.ledger.functions, **ledger.functions},
         files=mine,
-        built="?" if last else ledger.built,
+        built="?" if stale else built,
     )
-    afterwards = dataclasses.replace(ledger, files=kept, built=built)
+    afterwards = dataclasses.replace(ledger, files=kept, built="?" if stale and later else built)
     return Todo(
         Plan((*writes, *changes, *last)), tuple(rows), tuple(refused), during, afterwards, (*warnings, *conflicts)
     )
@@ -348,7 +352,7 @@ def next_boot(rows: t.Iterable[Row], ledger: Ledger, persistent: t.Sequence[Devi
                 "driver": None if driver == NOTHING else driver,
                 "held": driver is not None,
                 "source": "udev" if ours else others[0]["source"] if others else None,
-                "initramfs": bool(entry and ours and entry.physfn is None and ledger.built),
+                "initramfs": bool(entry and ours and entry.physfn is None and ledger.built not in (None, "?")),
                 "certain": persistent is not None,
             }
         )

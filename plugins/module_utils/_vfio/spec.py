@@ -56,6 +56,7 @@ ARGUMENTS: dict[str, t.Any] = {
     "consent": {"type": "list", "elements": "str", "choices": list(CONSENT), "default": []},
     "protect": {"type": "list", "elements": "str", "default": []},
     "timeout": {"type": "int", "default": 30},
+    "initramfs": {"type": "str", "choices": ["now", "later", "only"], "default": "now"},
     "sysfs_root": {"type": "path", "default": "/"},
 }
 
@@ -68,6 +69,7 @@ class Wanted:
         devices: addresses or identity keys.
         functions: (address or key of a physical function, count of its virtual functions).
         driver: None for the one that knows most of a device.
+        initramfs: ``later`` leaves it to another run, ``only`` does what was left.
     """
 
     devices: tuple[str, ...]
@@ -82,6 +84,7 @@ class Wanted:
     consent: frozenset[str]
     protect: tuple[str, ...]
     timeout: int
+    initramfs: str
     root: str
 
 
@@ -104,7 +107,13 @@ def wanted(params: t.Mapping[str, t.Any], check_mode: bool) -> Wanted:
         raise PhyllomeError(
             "devices and select: both given", "each of them says all that is meant", "Leave one of them out."
         )
-    if not named and not functions and state != "original":
+    if params["initramfs"] == "only" and (named or functions or state != "bound"):
+        raise PhyllomeError(
+            "initramfs: only, and devices as well",
+            "nothing but the initramfs is made then",
+            "Leave everything else out, or say initramfs: now.",
+        )
+    if not named and not functions and state != "original" and params["initramfs"] != "only":
         raise PhyllomeError(
             "devices, select and functions: all empty",
             "nothing is asked for",
@@ -145,6 +154,7 @@ def wanted(params: t.Mapping[str, t.Any], check_mode: bool) -> Wanted:
         consent=frozenset(params["consent"]),
         protect=tuple(params["protect"]),
         timeout=params["timeout"],
+        initramfs=params["initramfs"],
         root=root,
     )
 

@@ -478,14 +478,20 @@ def test_a_ledger_that_cannot_be_read_is_no_reason_to_start_anew(q35: Sim) -> No
     assert "can then no longer be undone" in str(q35.fails(devices=[NVME]))
 
 
+def _cut_too(sim: Sim) -> t.Callable[..., None]:
+    """Writing a file, as an effect after which the power may be cut."""
+
+    def write(root: str, path: str, content: str | None, mode: int = 0o644) -> None:
+        sim._effect(path)
+        files.write(root, path, content, mode)
+
+    return write
+
+
 def test_a_power_cut_or_a_kill_between_any_two_steps(q35: Sim, monkeypatch: pytest.MonkeyPatch) -> None:
     """After every effect on the kernel, by a program and on a file, of binding and of undoing."""
 
-    def write(root: str, path: str, content: str | None, mode: int = 0o644) -> None:
-        q35._effect(path)
-        files.write(root, path, content, mode)
-
-    monkeypatch.setattr(apply, "write", write)
+    monkeypatch.setattr(apply, "write", _cut_too(q35))
     before = q35.snapshot()
     binding, undoing = {"devices": [NIC, *OLD]}, {"state": "original"}
     was_cut = True
@@ -510,6 +516,56 @@ def test_a_power_cut_or_a_kill_between_any_two_steps(q35: Sim, monkeypatch: pyte
     assert cut > 15
 
 
+def test_one_initramfs_for_several_runs(q35: Sim) -> None:
+    before = q35.snapshot()
+    makes = "update-initramfs -u -k all"
+    left = q35.do(devices=[NIC], initramfs="later")
+    assert "initramfs" not in {each["path"] for each in left["plan"]}
+    assert not left["next_boot"][0]["initramfs"]
+    assert not q35.do(devices=[NIC], initramfs="later")["changed"]
+    q35.do(devices=OLD, initramfs="later")
+    assert makes not in q35.did
+    assert q35.do(initramfs="only", check=True)["changed"]
+    made = q35.do(initramfs="only")
+    assert [each["path"] for each in made["plan"]] == ["initramfs"] and made["devices"] == []
+    assert q35.did.count(makes) == 1
+    assert NIC in q35.path(IMAGES[0]).read_text() and OLD[1] in q35.path(IMAGES[1]).read_text()
+    assert not q35.do(initramfs="only")["changed"]
+    assert not q35.do(devices=[NIC, *OLD])["changed"]
+    q35.do(state="original", initramfs="later")
+    assert q35.path(LEDGER).exists() and NIC in q35.path(IMAGES[0]).read_text()
+    q35.do(initramfs="only")
+    assert q35.snapshot() == before
+
+
+def test_an_initramfs_that_was_left_and_is_not_needed_any_more_is_not_made(q35: Sim) -> None:
+    before = q35.snapshot()
+    q35.do(devices=[NIC], initramfs="later")
+    q35.do(state="original")
+    assert q35.snapshot() == before and "update-initramfs -u -k all" not in q35.did
+    assert not q35.do(initramfs="only")["changed"]
+
+
+def test_a_binding_that_was_cut_anywhere_is_undone_without_being_finished(
+    q35: Sim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the byte: an initramfs is only made anew when ours were."""
+    monkeypatch.setattr(apply, "write", _cut_too(q35))
+    before = q35.snapshot()
+    for cut in itertools.count():
+        q35.cut = cut
+        try:
+            q35.do(devices=[NIC, *OLD])
+            break
+        except PowerCut:
+            q35.cut = None
+        if cut % 2:
+            q35.reboot()
+        q35.do(state="original")
+        assert q35.snapshot() == before
+    assert cut > 15
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -524,6 +580,8 @@ def test_a_power_cut_or_a_kill_between_any_two_steps(q35: Sim, monkeypatch: pyte
         ({"devices": [NIC], "expect_count": 1}, "there is nothing to count"),
         ({"devices": [NIC], "driver": "e1000e"}, "not a driver of VFIO"),
         ({"devices": [NIC], "timeout": 0}, "a second or more"),
+        ({"devices": [NIC], "initramfs": "only"}, "Leave everything else out"),
+        ({"state": "original", "initramfs": "only"}, "Leave everything else out"),
         ({"devices": [NIC], "protect": ["nothing0"]}, "protects nothing here"),
     ],
 )

@@ -46,10 +46,11 @@ def test_variables_are_documented():
 
 
 def test_every_option_of_an_entry_reaches_vfio_bind():
-    task = yaml.safe_load((ROLE / "tasks" / "bind.yml").read_text(encoding="utf-8"))[0]
+    task = yaml.safe_load((ROLE / "tasks" / "bind.yml").read_text(encoding="utf-8"))[0]["block"][0]
     given = dict(task["phyllome.virt.vfio_bind"])
     options = set(SPEC["options"]["phyllome_passthrough"]["options"])
-    assert options == set(vfio_spec.ARGUMENTS) - {"sysfs_root"}
+    assert options == set(vfio_spec.ARGUMENTS) - {"sysfs_root", "initramfs"}
+    assert "'later'" in given.pop("initramfs")  # the last of them makes it
     assert set(given) == options - {"select", "expect_count"}  # what they choose are devices
     assert "item.select" in given.pop("devices")
     assert all(text == f"{{{{ item.{name} | default(omit) }}}}" for name, text in given.items())

@@ -38,6 +38,8 @@ MACHINES: dict[str, tuple[dict[str, t.Any], dict[str, t.Any]]] = {
     "manual": ({"slow": [A]}, {**BOTH, "passthrough_reboot": "never"}),
     "manual-off": ({"iommu": "off"}, {**BOTH, "passthrough_reboot": "never"}),
     "unproven": ({"forgets": [B]}, BOTH),
+    "refused-last": ({"refuses": [B]}, BOTH),
+    "refused-first": ({"refuses": [A]}, BOTH),
     "chosen": ({}, {"phyllome_passthrough": [{"select": "[?class_name=='nvme'].address", "expect_count": 1}]}),
     "chosen-wrong": ({}, {"phyllome_passthrough": [{"select": "[].address", "expect_count": 1}]}),
     "back": ({"bound": [A], "persistent": [A]}, {"phyllome_passthrough": [{"state": "original"}]}),
@@ -68,7 +70,7 @@ class ActionModule(ActionBase):
 MACHINE = """
 A, B = "0000:01:00.0", "0000:02:00.0"
 DEFAULTS = {"iommu": "on", "causes": ["needs_intel_iommu_on"], "configured": True, "argument": False, "bound": [],
-            "persistent": [], "slow": [], "busy": [], "forgets": [], "broken": False, "reboots": 0, "did": []}
+            "persistent": [], "slow": [], "busy": [], "forgets": [], "broken": False, "refuses": [], "due": False, "made": 0, "reboots": 0, "did": []}
 
 def do(name, state, args, check):
     for key, value in DEFAULTS.items():
@@ -101,12 +103,18 @@ def vfio_bind(state, args, check):
         if not check:
             state["bound"] = state["persistent"] = []
         return {"changed": changed, "devices": [], "reboot_required": False}
-    wanted = args["devices"]
+    wanted = args.get("devices", [])
+    assert bool(wanted) == (args["initramfs"] != "only"), args
+    if set(wanted) & set(state["refuses"]):
+        return {"failed": True, "msg": "refused", "devices": [], "reboot_required": False}
     new = [one for one in wanted if one not in state["persistent"]]
     now = [one for one in wanted if one not in state["bound"] and one not in state["slow"]]
     if not check:
         state["persistent"] = state["persistent"] + new
         state["bound"] = state["bound"] + now
+        state["due"] = state["due"] or bool(new)
+        if state["due"] and args["initramfs"] != "later":
+            state["due"], state["made"] = False, state["made"] + 1
     waits = any(one not in state["bound"] and one not in now for one in wanted)
     return {"changed": bool(new or now), "devices": [{"address": one} for one in wanted], "reboot_required": waits}
 
@@ -201,14 +209,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> dict[str, 
     return t.cast("dict[str, dict[str, t.Any]]", json.loads(shared.read_text()))
 
 
-FAILS = ("firmware", "dead", "busy", "unproven", "chosen-wrong")
+REFUSED = ("chosen-wrong", "refused-last", "refused-first")
+FAILS = ("firmware", "dead", "busy", "unproven", *REFUSED)
 
 
 def test_check_mode_does_nothing_and_foretells_what_changes(runs):
     for name, machine in runs["check"].items():
         assert machine["did"] == [], name
-        assert bool(machine["changed"]) == (name not in ("ready", "firmware", "chosen-wrong")), name
-        assert bool(machine["said"]) == (name in ("firmware", "busy", "chosen-wrong")), (name, machine["said"])
+        assert bool(machine["changed"]) == (name not in ("ready", "firmware", *REFUSED)), name
+        assert bool(machine["said"]) == (name in ("firmware", "busy", *REFUSED)), (name, machine["said"])
 
 
 @pytest.mark.parametrize(
@@ -227,6 +236,8 @@ def test_check_mode_does_nothing_and_foretells_what_changes(runs):
         ("manual", ["vfio_bind", "vfio_bind"]),
         ("manual-off", ["kernel_cmdline"]),
         ("unproven", ["vfio_bind", "vfio_bind"]),
+        ("refused-last", ["vfio_bind", "vfio_bind", "vfio_bind"]),
+        ("refused-first", ["vfio_bind", "vfio_bind"]),
         ("chosen", ["vfio_bind"]),
         ("chosen-wrong", []),
         ("back", ["vfio_bind"]),
@@ -244,6 +255,11 @@ def test_what_was_to_be_bound_is(runs):
     for name in ("plain", "ready", "off", "slow", "worst", "stopping", "forced", "fading"):
         assert sorted(runs["first"][name]["bound"]) == [A, B], name
     assert runs["first"]["chosen"]["bound"] == [A] and runs["first"]["back"]["bound"] == []
+
+
+def test_the_initramfs_is_made_once_for_all_entries_and_whatever_failed(runs):
+    for name in ("plain", "off", "slow", "worst", "refused-last", "refused-first", "chosen"):
+        assert (runs["first"][name]["made"], runs["first"][name]["due"]) == (1, False), name
 
 
 def test_the_second_run_changes_nothing_and_reboots_nothing(runs):

@@ -13,6 +13,7 @@ import os
 import typing as t
 
 from .._core.errors import PhyllomeError
+from .._core.files import clear
 from .._core.files import write as _write
 from .._core.plan import Change
 from .._core.program import run
@@ -70,6 +71,8 @@ def converge(root: str, wanted: spec.Wanted, check_mode: bool, runner: Runner) -
 
 def _apply(root: str, world: World, todo: Todo, runner: Runner) -> None:
     _save(root, todo.during)
+    for path in world.sources:
+        clear(root, path)
     written: list[Change] = []
     try:
         for change in todo.plan:

@@ -9,9 +9,12 @@ PRIVATE to the collection: no promise of stability for users outside of it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from .errors import PhyllomeError
+
+_ASIDE = ".phyllome-new"
 
 
 def write(root: str, path: str, content: str | None, mode: int = 0o644) -> None:
@@ -29,11 +32,13 @@ def write(root: str, path: str, content: str | None, mode: int = 0o644) -> None:
     full = os.path.join(root, path)
     try:
         if content is None:
+            clear(root, path)
             if os.path.lexists(full):
                 os.unlink(full)
+                _settle(full)
             return
         full = os.path.realpath(full)
-        aside = f"{full}.phyllome-new"
+        aside = f"{full}{_ASIDE}"
         if os.path.exists(full):
             mode = os.stat(full).st_mode & 0o7777
         os.makedirs(os.path.dirname(full), exist_ok=True)
@@ -44,7 +49,25 @@ def write(root: str, path: str, content: str | None, mode: int = 0o644) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         os.rename(aside, full)
+        _settle(full)
     except OSError as exc:
         raise PhyllomeError(
             f"/{path} cannot be written", exc.strerror or str(exc), "Run this as root; make room."
         ) from exc
+
+
+def clear(root: str, path: str) -> None:
+    """Remove what is left beside a file when the power is cut while it is written; see write for the arguments."""
+    aside = f"{os.path.realpath(os.path.join(root, path))}{_ASIDE}"
+    if os.path.lexists(aside):
+        os.unlink(aside)
+
+
+def _settle(path: str) -> None:
+    """Have a name, or its absence, survive a power cut (https://man7.org/linux/man-pages/man2/fsync.2.html)."""
+    with contextlib.suppress(OSError):  # the folder is gone, or of a file system that cannot
+        folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

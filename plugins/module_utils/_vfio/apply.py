@@ -16,7 +16,7 @@ import os
 import typing as t
 
 from .._core.errors import PhyllomeError
-from .._core.files import write
+from .._core.files import clear, write
 from .._core.plan import Change, Plan
 from .._core.sysfs import Tree
 from .._iommu.judge import is_vfio
@@ -54,6 +54,7 @@ def converge(wanted: spec.Wanted, check_mode: bool, kernel: Kernel) -> dict[str,
         world, todo = _with_functions(wanted, kernel, world, todo)
     rows, ledger, persistent = todo.rows, todo.afterwards, _foretold(todo, world)
     if not check_mode:
+        clear(kernel.root, LEDGER)
         if todo.plan:
             _Work(wanted, kernel, world, todo).do()
             world = read(Tree(wanted.root, "sysfs_root"), ())
@@ -223,6 +224,8 @@ class _Work:
         images = Images(self.kernel, self.world, self.wanted.initramfs == "later", self._save)
         during = images.begin(self.todo.during, self.todo.afterwards)
         self._save(during)
+        for path in during.files:
+            clear(self.kernel.root, path)
         for change in self._changes("write"):
             write(self.kernel.root, change.args["path"], change.after, change.args["mode"])
         if not self.todo.made:

@@ -24,6 +24,9 @@ from .persistence import MAKERS, RULES, files, in_initramfs
 from .read import World
 
 KEPT = "var/lib/phyllome/vfio/initramfs"
+_PARTIAL = ".partial"
+_UNDONE = (".new", _PARTIAL, "bak")
+"""Ends of names beside an image: what update-initramfs, or we, had not finished when the power was cut, and older ones."""
 
 
 class Images:
@@ -75,7 +78,8 @@ class Images:
         found = []
         for folder, pattern in self.maker.images if self.maker else ():
             for path in glob.glob(f"{glob.escape(self.kernel.root)}/{folder}/*"):
-                if fnmatch.fnmatchcase(os.path.basename(path), pattern) and os.path.isfile(path):
+                name = os.path.basename(path)
+                if fnmatch.fnmatchcase(name, pattern) and not name.endswith(_UNDONE) and os.path.isfile(path):
                     found.append(os.path.relpath(path, self.kernel.root))
         return sorted(found)
 
@@ -125,14 +129,15 @@ class Images:
         if all(self._is_kept(path, known.get(path)) for path in there):
             for path in there:
                 if _digest(self._path(path)) != known[path].before:
-                    aside = f"{self._path(path)}.phyllome-new"
-                    self._copy(self._kept(path), aside)
-                    os.rename(aside, self._path(path))
+                    self._copy(self._kept(path), self._path(path))
         elif self.maker:
             self.kernel.run(self.maker.command)
         os.sync()
-        for path in known:
-            _remove(self._kept(path))
+        for path, image in known.items():
+            for kept in (self._kept(path), f"{self._kept(path)}{_PARTIAL}", f"{self._path(path)}{_PARTIAL}"):
+                _remove(kept)
+            if image.after is None:  # the power may have been cut while it was made
+                _remove(f"{self._path(path)}.new")
         return {}
 
     def _is_kept(self, path: str, image: Image | None) -> bool:
@@ -151,7 +156,7 @@ class Images:
         """Copy an image with its mode; a power cut leaves no half of one under its name."""
         try:
             os.makedirs(self._path(KEPT), mode=0o700, exist_ok=True)
-            partial = f"{target}.partial"
+            partial = f"{target}{_PARTIAL}"
             shutil.copy2(source, partial)
             with open(partial, "rb") as file:
                 os.fsync(file.fileno())

@@ -479,10 +479,17 @@ def test_a_ledger_that_cannot_be_read_is_no_reason_to_start_anew(q35: Sim) -> No
 
 
 def _cut_too(sim: Sim) -> t.Callable[..., None]:
-    """Writing a file, as an effect after which the power may be cut."""
+    """Writing a file, as an effect in which the power may be cut."""
 
     def write(root: str, path: str, content: str | None, mode: int = 0o644) -> None:
-        sim._effect(path)
+        try:
+            sim._effect(path)
+        except PowerCut:
+            if content is not None:
+                aside = sim.path(f"{path}.phyllome-new")
+                aside.parent.mkdir(parents=True, exist_ok=True)
+                aside.write_text(content[: len(content) // 2])
+            raise
         files.write(root, path, content, mode)
 
     return write

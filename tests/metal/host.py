@@ -83,6 +83,11 @@ class Host:
         """Every file that matters, as a text that changes with it."""
         return self.sh(_FILES)
 
+    def boot(self) -> None:
+        """Switch the power on. The machine answers on another port then."""
+        self.bare.machine.boot()
+        self.bare.machine.inventory(self.bare.inventory)
+
     def cut_during(self, moment: str, *words: str, **options: t.Any) -> None:
         """Cut the power while vfio_bind works, at the moment at which a script in the machine succeeds; and switch it on again.
 
@@ -107,4 +112,4 @@ class Host:
             machine.poweroff()
             run.kill()
             run.wait()
-        machine.boot()
+        self.boot()

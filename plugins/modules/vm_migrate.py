@@ -132,6 +132,13 @@ options:
     description: Seconds for the copying. Then it is aborted, and the guest goes on where it was. V(0) for no limit.
     type: int
     default: 0
+  parallel:
+    description:
+      - Send the memory of a live move through so many connections at once, for networks that one CPU with TLS does not fill.
+        V(0) is a single one.
+      - Not with ssh.
+    type: int
+    default: 0
   source_disks:
     description:
       - V(retain) keeps disks, UEFI variables and TPM state at the source under names that end in C(.phyllome-retained-) and the C(op_id).
@@ -469,6 +476,7 @@ def main() -> None:
             },
             "bandwidth_mib": {"type": "int", "default": 0},
             "timeout": {"type": "int", "default": 0},
+            "parallel": {"type": "int", "default": 0},
             "source_disks": {"type": "str", "choices": ["retain", "purge"], "default": "retain"},
             "source_is_dead": {"type": "bool", "default": False},
             "power_after": {"type": "str", "choices": ["same", "running", "off"], "default": "same"},

@@ -31,6 +31,9 @@ ENVIRONMENT = {
     "USER": "root",
 }
 
+#: A folder that all hosts of a fleet have in common.
+SHARED = "/srv/shared"
+
 #: Keeps a host going: joins the host's cgroup, mounts its tree where only it and its children see
 #: it, and starts the container again whenever that asks for a reboot (exit status 133). What
 #: systemd-nspawn itself keeps of a container is hidden with the tree, and so goes with it.
@@ -77,6 +80,10 @@ class Host:
     def folder(self) -> Path:
         """What the host has written, and the log of its console."""
         return self.state / "hosts" / self.name
+
+    @property
+    def _shared(self) -> Path:
+        return self.state / "shared"
 
     @property
     def _group(self) -> Path:
@@ -126,6 +133,7 @@ class Host:
         """Switch the host on without waiting for it."""
         cgroup.end(self._group)
         self._group.mkdir()
+        self._shared.mkdir(exist_ok=True)
         # the mark a volatile overlay leaves so that nobody trusts it after a crash: the lab does
         shutil.rmtree(self.folder / "work/work/incompat", ignore_errors=True)
         options = base.mount_options(model.layers, self.folder / "upper", self.folder / "work")
@@ -143,6 +151,7 @@ class Host:
             f"--network-bridge={network.bridge(self.fleet)}",
             "--capability=all",
             "--bind=/dev/net/tun",
+            f"--bind={self._shared}:{SHARED}",
             "--console=pipe",
             "--link-journal=no",
             "--resolv-conf=off",

@@ -191,6 +191,9 @@ class Mover:
             params[lib.VIR_MIGRATE_PARAM_MIGRATE_DISKS] = [disk.target for disk in guest.disks]
         if order.policy.auto_converge:
             flags |= lib.VIR_MIGRATE_AUTO_CONVERGE
+        if order.parallel:
+            flags |= lib.VIR_MIGRATE_PARALLEL
+            params[lib.VIR_MIGRATE_PARAM_PARALLEL_CONNECTIONS] = order.parallel
         if order.bandwidth_mib:
             params[lib.VIR_MIGRATE_PARAM_BANDWIDTH] = order.bandwidth_mib
         job = Job(domain, order.destination_uri, params, flags)

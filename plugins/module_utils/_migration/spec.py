@@ -24,6 +24,8 @@ _REFUSED = {
     "tcp": "plain TCP neither hides the guest's memory nor proves who the other host is",
     "unix": "a destination is another host",
 }
+MOST_CONNECTIONS = 255
+"""multifd-channels of QEMU's migration parameters (uint8)."""
 _SSH_QUERY = frozenset({"keyfile", "no_tty", "mode", "socket"})
 """What a URI with ssh may add: the rest would run another program, or not check who the other host is."""
 
@@ -55,6 +57,7 @@ class Order:
         destroy: pull the plug when it does not.
         state: ``migrated``, ``rolled_back``, ``committed`` or ``cleaned``.
         hostdevs: which device of the destination the guest gets, by the id of the one that it has.
+        parallel: connections for the memory; 0 for QEMU's usual single stream.
     """
 
     name: str | None
@@ -79,6 +82,7 @@ class Order:
     state: str = "migrated"
     hostdevs: t.Mapping[str, str] = dataclasses.field(default_factory=dict)
     allow: tuple[str, ...] = ()
+    parallel: int = 0
 
     @property
     def shown(self) -> str:
@@ -116,9 +120,22 @@ def accept(params: t.Mapping[str, t.Any]) -> Order:
             "the guest is started where it waits, which ends in two of them if the wrong host is meant",
             "Run the module on the destination, with source: its inventory name and uri: its libvirt URI from there.",
         )
+    if params["parallel"] > MOST_CONNECTIONS:
+        raise PhyllomeError(
+            f"parallel: {params['parallel']} is too much",
+            f"QEMU makes at most {MOST_CONNECTIONS} connections",
+            "One for each CPU that may be busy with a move is enough.",
+        )
+    if params["parallel"] and ssh:
+        raise PhyllomeError(
+            f"parallel: {params['parallel']} was given with a destination_uri of ssh",
+            "ssh is a single stream",
+            "Remove it, or write qemu+tls://HOST/system.",
+        )
     for option, value in (
         ("bandwidth_mib", params["bandwidth_mib"]),
         ("timeout", params["timeout"]),
+        ("parallel", params["parallel"]),
         ("shutdown.timeout", shutdown["timeout"]),
         ("convergence.downtime_ms", policy.downtime_ms),
         ("convergence.max_downtime_ms", policy.max_downtime_ms),
@@ -145,6 +162,7 @@ def accept(params: t.Mapping[str, t.Any]) -> Order:
         policy=policy,
         bandwidth_mib=params["bandwidth_mib"],
         timeout=params["timeout"],
+        parallel=params["parallel"],
         purge=params["source_disks"] == "purge",
         source_is_dead=params["source_is_dead"],
         uri=params["uri"],

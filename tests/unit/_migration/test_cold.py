@@ -91,7 +91,7 @@ class Play:
         parameters = {
             "name": "web", "uuid": None, "source": "alpha", "destination": "beta", "migrate_address": None,
             "destination_uri": "qemu+tls://beta/system", "uri": "qemu:///system", "state": "migrated", "mode": "auto",
-            "convergence": None, "bandwidth_mib": 0, "timeout": 0, "source_disks": "retain", "source_is_dead": False,
+            "convergence": None, "bandwidth_mib": 0, "timeout": 0, "parallel": 0, "source_disks": "retain", "source_is_dead": False,
             "verify": "stream", "power_after": "same", "shutdown": {"timeout": 1, "then": "fail"}, "hostdevs": None,
             "allow": None,
         }  # fmt: skip

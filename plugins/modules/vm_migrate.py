@@ -121,8 +121,17 @@ options:
           - What is done after six rounds without progress (24 with O(convergence.auto_converge)), when the above has not helped.
           - V(suspend) stops the guest's CPUs, sends the rest, and lets it go on at the destination.
           - V(abort) ends the move. The guest goes on where it was, and the module fails.
+          - V(post_copy) has the guest go on at the destination at once, which fetches from the source what it lacks of its memory.
+            It arrives however much it writes, and what it waits for takes as long as the network does. But until all is fetched, each
+            host has a part of its memory. If the network, the source or the destination fails meanwhile, the guest is lost but
+            for what is on its disks at the destination, as if its power had failed.
+          - With V(post_copy) libvirt starts the guest at the destination, not this module, also when it was not needed in the end.
+            So if the network fails in the very moment of the change, the guest may run on both hosts; the module finds that and
+            refuses to decide. Say it only where that is better than a guest that is suspended for some seconds.
+          - V(post_copy) needs a destination that lets QEMU handle page faults. That is libvirt 10.1 with QEMU 8.1, or
+            C(vm.unprivileged_userfaultfd=1) among its kernel's settings. It cannot be combined with O(parallel).
         type: str
-        choices: [suspend, abort]
+        choices: [suspend, post_copy, abort]
         default: suspend
   bandwidth_mib:
     description: At most so many MiB a second; V(0) for no limit. Empty parts of disks count too.
@@ -438,6 +447,9 @@ stats:
     suspended:
       description: V(true) when the guest was suspended because it made no progress.
       type: bool
+    post_copy:
+      description: V(true) when the guest went on at the destination before all of its memory was there.
+      type: bool
 leftovers:
   description: Files that are left, at the source where no host is named.
   returned: always
@@ -471,7 +483,7 @@ def main() -> None:
                     "downtime_ms": {"type": "int"},
                     "max_downtime_ms": {"type": "int"},
                     "auto_converge": {"type": "bool", "default": False},
-                    "on_stall": {"type": "str", "choices": ["suspend", "abort"], "default": "suspend"},
+                    "on_stall": {"type": "str", "choices": ["suspend", "post_copy", "abort"], "default": "suspend"},
                 },
             },
             "bandwidth_mib": {"type": "int", "default": 0},

@@ -171,9 +171,10 @@ class Mover:
             lib.VIR_MIGRATE_LIVE
             | lib.VIR_MIGRATE_PEER2PEER
             | lib.VIR_MIGRATE_PERSIST_DEST
-            | lib.VIR_MIGRATE_PAUSED
             | lib.VIR_MIGRATE_ABORT_ON_ERROR
         )
+        native = mark.power == "running" and order.policy.on_stall == "post_copy"
+        flags |= lib.VIR_MIGRATE_POSTCOPY if native else lib.VIR_MIGRATE_PAUSED  # libvirt: not both
         params: dict[str, t.Any] = {lib.VIR_MIGRATE_PARAM_PERSIST_XML: _unfenced(domain)}
         paths = sockets(view.op_id)
         if order.ssh:
@@ -202,7 +203,7 @@ class Mover:
                 qemu = Qemu(view.name, view.uuid)
                 stack.callback(qemu.close)
                 stack.enter_context(through(order.destination_uri, paths, qemu.owner()))
-            if mark.power == "running":
+            if mark.power == "running" and not native:
                 stack.callback(Handover(self, view, domain).end)
             job.run(order.timeout, Monitor(self, view, domain, mark.power == "running"))
         self.told.stats["migrate_ms"] = ms(job.seconds)
@@ -227,6 +228,8 @@ class Mover:
         """
         handover = None
         ours = view.mark == "moving" and view.source.mark is not None
+        if ours and view.source.state == "postcopy" and not view.committed:
+            self.commit(view, sync=True)
         power = view.source.mark.power if view.source.mark else ""
         if ours and power == "running":
             domain = self.pair.source.connection.lookupByUUIDString(view.uuid)
@@ -258,7 +261,7 @@ class Mover:
                     f"Look what it is, and destroy it there: virsh destroy {view.name}. "
                     f"On {view.source.host} the guest is {view.source.detail}.",
                 )
-            if now > deadline and view.source.job == "outgoing":
+            if now > deadline and view.source.job == "outgoing" and view.source.state != "postcopy":
                 if aborted:
                     raise too_slow(view.name, self.order.timeout, "and it does not let itself be aborted")
                 if view.mark == "moving" or (view.source.mark and view.source.mark.op_id == view.op_id):

@@ -18,14 +18,15 @@ Source = t.Literal[
     "paused",  # by somebody's wish
     "stuck",  # paused by an error, or asleep
     "switching",  # paused by a migration
-    "postcopy",
+    "postcopy",  # its memory is being fetched by the destination
+    "broken",  # and that was cut off
     "off",
     "migrated",  # off, and libvirt says that it went away by migration
     "crashed",
     "gone",  # its process is dead, and libvirt is still tidying up
     "unreachable",  # and somebody said that it is dead; otherwise silence is an error
 ]
-Destination = t.Literal["absent", "running", "paused", "incoming", "off", "stuck", "postcopy"]
+Destination = t.Literal["absent", "running", "paused", "incoming", "off", "stuck", "postcopy", "broken"]
 Job = t.Literal["none", "outgoing", "other"]
 Marked = t.Literal["none", "moving", "copying", "arriving", "done", "returning", "other"]
 """Whose move the guest's mark tells of: nobody's, this one (moving; of a cold one copying, and arriving once the
@@ -97,6 +98,8 @@ def _row(
 
 _HERE = {"running", "paused", "off", "stuck"}
 _IN_FLIGHT = {"running", "paused", "stuck", "switching"}
+_SETTLED = frozenset(SOURCES) - {"postcopy", "broken", "unreachable"}
+BROKEN = "a post-copy migration was cut off; each host has a part of the guest's memory"
 
 # fmt: off
 TABLE: tuple[Row, ...] = (
@@ -131,8 +134,19 @@ TABLE: tuple[Row, ...] = (
          "the guest runs at the destination; the source was not told", "destroy_source", committed=None),
     _row(9, {"switching"}, {"absent", "paused"}, {"moving"},
          "the migration was cut off at its very end; the source is the truth", "resume_source"),
-    _row(10, {"postcopy"}, _ANY, _ANY, "a post-copy migration, which is not ours", "refuse", job=_ANY, committed=None),
-    _row(10, frozenset(SOURCES) - {"postcopy", "unreachable"}, {"postcopy"}, _ANY,
+    _row(10, {"postcopy"}, {"postcopy", "running", "incoming"}, {"moving"},
+         "the guest runs at the destination, which fetches its memory", "wait", job=_ANY, committed=None),
+    _row(10, {"migrated", "gone", "switching", "absent"}, {"postcopy"}, {"moving"},
+         "the guest runs at the destination, which has fetched its memory", "wait", job=_ANY, committed=None),
+    _row(10, {"postcopy"}, _ANY, frozenset(MARKS) - {"moving"}, "a post-copy migration, which is not ours", "refuse",
+         job=_ANY, committed=None),
+    _row(10, {"postcopy"}, frozenset(DESTINATIONS) - {"postcopy", "running", "incoming"}, {"moving"},
+         BROKEN, "refuse", job=_ANY, committed=None),
+    _row(10, {"broken"}, _ANY, _ANY, BROKEN, "refuse", job=_ANY, committed=None),
+    _row(10, _SETTLED, {"broken"}, _ANY, BROKEN, "refuse", job=_ANY, committed=None),
+    _row(10, {"running", "paused", "stuck", "off", "crashed"}, {"postcopy"}, _ANY, BROKEN, "refuse", job=_ANY,
+         committed=None),
+    _row(10, {"migrated", "gone", "switching", "absent"}, {"postcopy"}, frozenset(MARKS) - {"moving"},
          "a post-copy migration, which is not ours", "refuse", job=_ANY, committed=None),
     _row(11, {"crashed"}, {"absent"}, {"none", "moving"}, "the guest crashed at the source; nothing moved", "start"),
     _row(12, {"unreachable"}, _HERE, {"moving"}, "the source is dead; the guest is at the destination", "finish"),

@@ -287,6 +287,13 @@ class _Run:
                 f"from {mark.source} to {mark.destination} (op_id {mark.op_id}), which is not finished",  # type: ignore[union-attr]
                 f"Finish that one first: run it again with destination: {mark.destination} on {mark.source}.",  # type: ignore[union-attr]
             )
+        elif row is not None and row.meaning == judge.BROKEN:
+            error = PhyllomeError(
+                f"The guest {guest_name} cannot be moved: {row.meaning}",
+                where,
+                "If the network is back, QEMU may finish by itself: run again. Otherwise its memory is lost, and its disks at "
+                f"{there.host} are the right ones: virsh destroy {guest_name} on both hosts, run again, and start it on {there.host}.",
+            )
         elif row is None:
             error = PhyllomeError(
                 f"The guest {guest_name} cannot be moved: what is seen has no safe meaning",

@@ -184,6 +184,12 @@ def blockers(order: Order, view: View, guest: Guest, offer: Offer, mode: str, ou
             f"the CPU of {there} lacks features that the guest uses",
             "Move it cold after giving it a CPU model that both hosts have.",
         )
+    if mode == "live" and offer.faults is False:
+        block(
+            "post_copy",
+            f"QEMU on {there} may not handle page faults, so convergence.on_stall: post_copy is not possible",
+            f"Set vm.unprivileged_userfaultfd=1 on {there} (sysctl), or say on_stall: suspend.",
+        )
     if guest.last_cpu is not None and guest.last_cpu >= offer.cpus:
         block(
             "pinning",
@@ -307,6 +313,8 @@ def unknown(guest: Guest, offer: Offer, there: str) -> list[str]:
             "This host does not keep the guest from being started here while it moves: its libvirt lacks the hook "
             "phyllome-fence, which the role phyllome.virt.hypervisor installs."
         )
+    if offer.faults is None:
+        said.append(f"Whether QEMU on {there} may handle page faults (on_stall: post_copy) could not be checked.")
     if guest.cpu is not None and offer.cpu is None and not offer.platform:
         said.append(f"Whether the CPU of {there} can run the guest's could not be checked.")
     return said

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import typing as t
 
-OnStall = t.Literal["suspend", "abort"]
+OnStall = t.Literal["suspend", "post_copy", "abort"]
 
 STEPS: tuple[tuple[int, float], ...] = ((1, 0.25), (2, 0.5), (3, 0.75), (4, 1.0))
 """After so many rounds without progress: how far from downtime_ms to max_downtime_ms the limit is raised."""
@@ -30,7 +30,8 @@ class Policy:
         downtime_ms: how long the guest may stand still; the default is QEMU's.
         max_downtime_ms: how long when it makes no progress.
         auto_converge: slow its CPUs down then.
-        on_stall: what is done when all that does not help. ``suspend`` stops the guest until it has arrived.
+        on_stall: what is done when all that does not help. ``suspend`` stops the guest until it has arrived;
+            ``post_copy`` has it go on at the destination at once, and fetches its memory from the source.
     """
 
     downtime_ms: int = 300

@@ -211,8 +211,8 @@ class View:
         return self.source.uuid or self.destination.uuid or ""
 
 
-_POSTCOPY_RUNNING = ("VIR_DOMAIN_RUNNING_POSTCOPY", "VIR_DOMAIN_RUNNING_POSTCOPY_FAILED")
-_POSTCOPY_PAUSED = ("VIR_DOMAIN_PAUSED_POSTCOPY", "VIR_DOMAIN_PAUSED_POSTCOPY_FAILED")
+_POSTCOPY = {"VIR_DOMAIN_RUNNING": ("VIR_DOMAIN_RUNNING_POSTCOPY", "VIR_DOMAIN_RUNNING_POSTCOPY_FAILED"),
+             "VIR_DOMAIN_PAUSED": ("VIR_DOMAIN_PAUSED_POSTCOPY", "VIR_DOMAIN_PAUSED_POSTCOPY_FAILED")}  # fmt: skip
 _STATES = (
     "no state", "running", "blocked", "paused", "being shut down", "shut off", "crashed", "suspended by the guest"
 )  # fmt: skip
@@ -231,13 +231,15 @@ def _state(domain: t.Any, persistent: bool) -> tuple[str, str]:
     reasons = _REASONS.get(state, ())
     if reasons:
         detail += f" ({reasons[reason] if reason < len(reasons) else reason})"
+    for kind, names in _POSTCOPY.items():
+        for name, fetched in zip(names, ("postcopy", "broken")):
+            if (state, reason) == (getattr(lib, kind), getattr(lib, name, None)):  # an older libvirt lacks the second
+                return fetched, detail
     if state in (lib.VIR_DOMAIN_RUNNING, lib.VIR_DOMAIN_BLOCKED):
-        return ("postcopy" if reason in _codes(_POSTCOPY_RUNNING) else "running"), detail
+        return "running", detail
     if state == lib.VIR_DOMAIN_PAUSED:
         if reason in (lib.VIR_DOMAIN_PAUSED_MIGRATION, lib.VIR_DOMAIN_PAUSED_STARTING_UP):
             return "switching", detail
-        if reason in _codes(_POSTCOPY_PAUSED):
-            return "postcopy", detail
         by_wish = (lib.VIR_DOMAIN_PAUSED_USER, lib.VIR_DOMAIN_PAUSED_UNKNOWN)
         return ("paused" if reason in by_wish else "stuck"), detail
     if state == lib.VIR_DOMAIN_SHUTOFF:
@@ -246,11 +248,6 @@ def _state(domain: t.Any, persistent: bool) -> tuple[str, str]:
         names = {lib.VIR_DOMAIN_SHUTOFF_MIGRATED: "migrated", lib.VIR_DOMAIN_SHUTOFF_CRASHED: "crashed"}
         return names.get(reason, "off"), detail
     return ("crashed" if state == lib.VIR_DOMAIN_CRASHED else "stuck"), detail
-
-
-def _codes(names: t.Iterable[str]) -> set[int]:
-    """Values of constants that an older libvirt may not have."""
-    return {getattr(virt.libvirt, name) for name in names if hasattr(virt.libvirt, name)}
 
 
 _AT_DESTINATION = {"switching": "incoming", "migrated": "off", "crashed": "off"}

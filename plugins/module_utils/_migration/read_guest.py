@@ -20,7 +20,7 @@ from .._core import virt, xml
 from .._core.errors import PhyllomeError
 from .._core.program import run
 from .._guest import migratable, storage
-from . import devices
+from . import devices, files
 from .read import NVRAM, OURS, SWTPM, Pair, Side
 from .read_way import Way, way
 
@@ -335,6 +335,7 @@ class Offer:
         way: what lies between the hosts.
         devices: driver of each device that the guest shall get, by id; None where there is no such device.
         fence: whether the source has the hook that keeps a guest in a move from being started.
+        faults: whether QEMU there may handle page faults of its guests, which post-copy takes.
     """
 
     same_host: bool
@@ -352,6 +353,7 @@ class Offer:
     way: Way
     devices: t.Mapping[str, str | None] = dataclasses.field(default_factory=dict)
     fence: bool = True
+    faults: bool | None = True
 
 
 def offer(pair: Pair, made_of: Guest) -> Offer:
@@ -365,7 +367,29 @@ def offer(pair: Pair, made_of: Guest) -> Offer:
     )
     with virt.saying(f"Cannot ask {pair.destination.name} what it offers"):
         between = way(pair)
-        return pair.destination.ask(lambda connection: _offer(connection, own, made_of, between, pair.order.hostdevs))
+        offered = pair.destination.ask(
+            lambda connection: _offer(connection, own, made_of, between, pair.order.hostdevs)
+        )
+        if pair.order.policy.on_stall != "post_copy":
+            return offered
+        faults = pair.destination.ask(lambda connection: _faults(connection, made_of.uuid, between))
+        return dataclasses.replace(offered, faults=faults)
+
+
+_OPENED = ((8, 0), (10, 1))
+"""QEMU and libvirt that take /dev/userfaultfd, which root opens for others."""
+
+
+def _faults(connection: t.Any, uuid: str, between: Way) -> bool | None:
+    """Whether QEMU may handle page faults of the kernel's (userfaultfd(2)): a user who is not root asks the kernel's setting."""
+    versions = tuple(divmod(two[1] // 1000, 1000) for two in (between.qemu, between.libvirt))
+    if all(has >= needs for has, needs in zip(versions, _OPENED)):
+        return True
+    with contextlib.suppress(virt.libvirt.libvirtError), files.folder(connection, "/proc/sys/vm", uuid) as settings:
+        if "unprivileged_userfaultfd" not in settings:
+            return True if settings else None  # Linux before 5.2 asks nobody
+        return files.read(connection, settings["unprivileged_userfaultfd"]).strip() == b"1"
+    return None
 
 
 def _offer(connection: t.Any, own: tuple[str, str], made_of: Guest, between: Way, wanted: t.Mapping[str, str]) -> Offer:

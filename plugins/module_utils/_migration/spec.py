@@ -126,6 +126,12 @@ def accept(params: t.Mapping[str, t.Any]) -> Order:
             f"QEMU makes at most {MOST_CONNECTIONS} connections",
             "One for each CPU that may be busy with a move is enough.",
         )
+    if params["parallel"] and policy.on_stall == "post_copy":
+        raise PhyllomeError(
+            f"parallel: {params['parallel']} was given with convergence.on_stall: post_copy",
+            "QEMU fetches memory that the guest waits for through a single stream",
+            "Remove one of the two.",
+        )
     if params["parallel"] and ssh:
         raise PhyllomeError(
             f"parallel: {params['parallel']} was given with a destination_uri of ssh",

@@ -71,7 +71,7 @@ class Job:
         while not self._ended.wait(pause):
             monitor.look()
             pause = LOOK
-            if time.monotonic() < deadline and not monitor.aborted:
+            if (time.monotonic() < deadline and not monitor.aborted) or monitor.fetches:
                 continue
             with contextlib.suppress(virt.libvirt.libvirtError):
                 self._domain.abortJob()
@@ -104,6 +104,8 @@ class Monitor:
         self._looked = 0.0
         self._before: tuple[int, int] | None = None
         self.aborted = False
+        self.fetches = view.source.state == "postcopy"
+        """Whether the guest runs at the destination already, so that nothing can be aborted any more."""
 
     def look(self) -> None:
         """Look, if it is time to. A migration that begins or ends just now has nothing to say."""
@@ -132,6 +134,12 @@ class Monitor:
             self._mover.told.stats["downtime_limit_ms"] = self._limit = verdict.downtime_ms
         if verdict.last_resort == "abort":
             self.aborted = True
+        elif verdict.last_resort == "post_copy" and not self.fetches:
+            domain.migrateStartPostCopy()
+            self.fetches = True
+            record = self._mover.pair.journal.load(self._view.op_id)
+            self._mover.commit(dataclasses.replace(self._view, record=record), sync=True)
+            self._mover.told.stats["post_copy"] = True
         elif verdict.last_resort == "suspend" and domain.state()[0] == virt.libvirt.VIR_DOMAIN_RUNNING:
             self._mover.progress.suspend(self._view.uuid, self._view.op_id)
             domain.suspend()

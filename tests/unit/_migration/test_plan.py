@@ -220,6 +220,7 @@ def test_a_mode_that_auto_was_not_allowed_is_not_taken():
         ("platform", {"offer": {"platform": "unsupported machine type"}}),
         ("firmware", {"offer": {"loader": False}}),
         ("cpu", {"offer": {"cpu": False}}),
+        ("post_copy", {"offer": {"faults": False}}),
         ("pinning", {"guest": {"last_cpu": 8}}),
         ("huge_pages", {"offer": {"pages": {2048: 255}}}),
         ("qemu_older", {"offer": {"way": dataclasses.replace(WAY, qemu=(8000000, 7002019))}}),
@@ -264,10 +265,10 @@ def test_a_file_that_this_move_has_left_is_no_blocker():
 def test_what_is_unknown_is_no_blocker_but_is_said():
     way = Way(qemu=(7002000, 7002000), libvirt=(10001000, 9000000), certificates=None, ports="")
     offer: dict[str, t.Any] = {"media": {"/isos/a.iso": None}, "bridges": {"br0": None}, "cpu": None, "memory": None}
-    offer["way"] = way
+    offer.update(way=way, faults=None)
     assert found(offer=offer) == []
     said = plan.unknown(GUEST, dataclasses.replace(OFFER, **offer), "beta")
-    assert len(said) == 5
+    assert len(said) == 6
     assert any("beta has libvirt 9.0.0, which is older than 10.1.0 here" in one for one in said)
     assert plan.unknown(GUEST, OFFER, "beta") == []
 

@@ -6,13 +6,19 @@
 from __future__ import annotations
 
 import dataclasses
+import types
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ansible_collections.phyllome.virt.plugins.module_utils._migration import policy
+from ansible_collections.phyllome.virt.plugins.module_utils._migration import policy, transfer
+from ansible_collections.phyllome.virt.plugins.module_utils._migration.apply import Mover, Told
+from ansible_collections.phyllome.virt.plugins.module_utils._migration.journal import Journal, Record
 from ansible_collections.phyllome.virt.plugins.module_utils._migration.policy import Policy, Sample, Verdict
+from ansible_collections.phyllome.virt.plugins.module_utils._migration.progress import Progress
+from ansible_collections.phyllome.virt.plugins.module_utils._migration.read import Sight, View
+from ansible_collections.phyllome.virt.tests.unit._migration.world import Lib
 
 DEFAULT = Policy()
 
@@ -69,3 +75,47 @@ def test_nothing_granted_is_taken_back(remaining, least, more, slowed, last):
     resorts = [verdict.last_resort is not None for verdict in verdicts]
     assert resorts == sorted(resorts)
     assert all(verdict.downtime_ms == least + more for verdict in verdicts if verdict.last_resort)
+
+
+class Stalled:
+    """A guest at the source whose migration makes no progress."""
+
+    def __init__(self):
+        self.round, self.done = 1, []
+
+    def jobStats(self):
+        self.round += 1
+        return {"type": 2, "memory_iteration": self.round, "memory_remaining": 100}
+
+    def migrateSetMaxDowntime(self, limit):
+        self.done.append(limit)
+
+    def migrateStartPostCopy(self):
+        self.done.append("post_copy")
+
+    def abortJob(self):
+        self.done.append("abort")
+
+
+def test_a_guest_whose_memory_is_fetched_is_given_up_and_not_aborted_any_more(tmp_path, monkeypatch):
+    monkeypatch.setattr(transfer.virt, "libvirt", Lib())
+    monkeypatch.setattr(transfer, "POLL", 0)
+    guest, journal = Stalled(), Journal(str(tmp_path))
+    journal.save(Record("op", "uuid", "web", "alpha", "beta", pieces={"disks.vda": "/a"}))
+    sight = Sight("alpha", "running")
+    view = View(sight, Sight("beta", "incoming"), "op", 0, "moving", None)
+    mover = types.SimpleNamespace(
+        pair=types.SimpleNamespace(journal=journal),
+        progress=Progress(),
+        order=types.SimpleNamespace(policy=Policy(on_stall="post_copy")),
+        told=Told(),
+        commit=lambda view, sync: Mover.commit(mover, view, sync),
+    )
+    monitor = transfer.Monitor(mover, view, guest, True)
+    for dummy in range(12):
+        monitor.look()
+    assert guest.done == [725, 1150, 1575, 2000, "post_copy"]
+    assert monitor.fetches and not monitor.aborted and mover.told.stats["post_copy"]
+    record = journal.load("op")
+    assert record.phase == "committed" and record.pieces == {"disks.vda": "/a"}
+    assert transfer.Monitor(mover, dataclasses.replace(view, source=Sight("alpha", "postcopy")), guest, True).fetches

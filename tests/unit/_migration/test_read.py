@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import types
 
 import pytest
 
@@ -18,7 +20,9 @@ from ansible_collections.phyllome.virt.plugins.module_utils._migration.journal i
     op_id,
 )
 from ansible_collections.phyllome.virt.plugins.module_utils._migration.policy import Policy
+from ansible_collections.phyllome.virt.plugins.module_utils._migration.read_way import Way
 from ansible_collections.phyllome.virt.plugins.module_utils._migration.spec import Order
+from ansible_collections.phyllome.virt.tests.unit._migration.world import Lib
 
 UUID = "22222222-2222-4222-8222-222222222222"
 DOMAIN = f"""
@@ -208,3 +212,49 @@ def test_digest(tmp_path):
     assert files.digest(str(tmp_path / "none")) is None
     (tmp_path / "empty").write_bytes(b"")
     assert files.digest(str(tmp_path / "empty")).startswith("e3b0c44298fc1c14")
+
+
+NO_FILE: dict[str, bytes] = {"swappiness": b"60"}
+
+
+@pytest.mark.parametrize(
+    ("qemu", "libvirt", "settings", "allowed"),
+    [
+        (7002000, 9000000, {"unprivileged_userfaultfd": b"0\n"}, False),
+        (7002000, 9000000, {"unprivileged_userfaultfd": b"1\n"}, True),
+        (7002000, 9000000, NO_FILE, True),
+        (7002000, 9000000, {}, None),
+        (8000000, 9000000, {"unprivileged_userfaultfd": b"0\n"}, False),
+        (7002000, 10001000, {"unprivileged_userfaultfd": b"0\n"}, False),
+        (8000000, 10001000, {"unprivileged_userfaultfd": b"0\n"}, True),
+    ],
+)
+def test_whether_qemu_may_handle_page_faults(monkeypatch, qemu, libvirt, settings, allowed):
+    @contextlib.contextmanager
+    def folder(dummy, path, op):
+        assert (path, op) == ("/proc/sys/vm", UUID)
+        yield settings
+
+    monkeypatch.setattr(read_guest.files, "folder", folder)
+    monkeypatch.setattr(read_guest.files, "read", lambda dummy, volume: volume)
+    monkeypatch.setattr(read_guest.virt, "libvirt", Lib())
+    between = Way((7002000, qemu), (9000000, libvirt), "", "")
+    assert read_guest._faults(None, UUID, between) is allowed
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "meant"),
+    [
+        ("RUNNING", "VIR_DOMAIN_RUNNING_BOOTED", "running"),
+        ("RUNNING", "VIR_DOMAIN_RUNNING_POSTCOPY", "postcopy"),
+        ("RUNNING", "VIR_DOMAIN_RUNNING_POSTCOPY_FAILED", "broken"),
+        ("PAUSED", "VIR_DOMAIN_PAUSED_USER", "paused"),
+        ("PAUSED", "VIR_DOMAIN_PAUSED_POSTCOPY", "postcopy"),
+        ("PAUSED", "VIR_DOMAIN_PAUSED_POSTCOPY_FAILED", "broken"),
+    ],
+)
+def test_states_of_post_copy(monkeypatch, state, reason, meant):
+    lib = Lib()
+    monkeypatch.setattr(read.virt, "libvirt", lib)
+    codes = [getattr(lib, f"VIR_DOMAIN_{state}"), getattr(lib, reason)]
+    assert read._state(types.SimpleNamespace(state=lambda: codes), True)[0] == meant

@@ -140,6 +140,10 @@ def test_the_most_downtime_is_never_less_than_what_was_asked_for():
         ({"uuid": "web"}, "uuid: 'web' is not a uuid"),
         ({"bandwidth_mib": -1}, "bandwidth_mib: -1 is too small"),
         ({"parallel": -1}, "parallel: -1 is too small"),
+        (
+            {"parallel": 2, "convergence": {"on_stall": "post_copy"}},
+            "parallel: 2 was given with convergence.on_stall: post_copy",
+        ),
         ({"parallel": 256}, "parallel: 256 is too much.*at most 255"),
         (
             {"destination_uri": "qemu+ssh://root@beta/system", "parallel": 2},

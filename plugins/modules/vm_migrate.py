@@ -11,7 +11,7 @@ short_description: Move a guest to another host without losing it
 description:
   - Moves a guest from the host it runs on to another one, with its disks, its UEFI variables, its TPM, its metadata, and whether and in
     which order it starts with its host.
-    No shared storage is needed.
+    No shared storage is needed, but it can be used (O(storage)).
   - The guest is copied peer-to-peer over TLS or ssh, arrives paused, and is resumed only after the source is known to have given it up.
     So there is never a moment at which it runs on both hosts.
   - What to do is decided from what both hosts say, each time anew. Whatever was killed in the middle, running the module again finishes the move.
@@ -157,6 +157,18 @@ options:
     type: str
     choices: [retain, purge]
     default: retain
+  storage:
+    description:
+      - V(copy) copies the disks. V(shared) leaves them where they are, because both hosts have them at the same path.
+      - A dictionary says it for single disks, by the id that each has in M(phyllome.virt.phyllome_vm) or by its target; the others are copied.
+      - That both hosts have the same disk is proved, not believed. Its beginning is compared, and a small file that this host writes beside
+        it has to be seen, read, and missed again at the destination. Check mode, which writes nothing, only compares.
+      - A shared disk is never deleted or renamed, whatever O(source_disks) says. There is no retained copy of it, so
+        V(rolled_back) leaves on it what the guest has written since the move.
+      - The owner that libvirt gives a disk while a guest uses it stays right on the file systems that libvirt knows as shared (NFS, CephFS,
+        GFS2 and others), and where files have extended attributes (C(trusted)).
+    type: raw
+    default: copy
   power_after:
     description:
       - Whether the guest runs at the destination. V(same) is as it was when the move began.
@@ -215,7 +227,7 @@ notes:
     While a guest moves for more than two seconds, lines on standard error tell how far it is: at each new phase, each tenth of the
     way, and every ten seconds.
   - >-
-    Not moved yet: guests with directories of the host, shared disks, disks that are not files, or snapshots of M(phyllome.virt.vm_snapshot).
+    Not moved yet: guests with directories of the host, disks that several guests share, disks that are not files, or snapshots of M(phyllome.virt.vm_snapshot).
     Guests with other snapshots, backing chains, encrypted disks or devices of the host (O(hostdevs)) move only while they are off.
     Each of these is a blocker that is named.
   - >-
@@ -270,6 +282,14 @@ EXAMPLES = r"""
     mode: warm
     destination: gamma
     destination_uri: qemu+tls://10.78.0.3/system
+
+- name: Move a guest whose big disk is on NFS, and copy the others
+  phyllome.virt.vm_migrate:
+    name: db
+    destination: beta
+    destination_uri: qemu+tls://10.78.0.2/system
+    storage:
+      data: shared
 
 - name: Take that back, while the guest is off at the destination
   phyllome.virt.vm_migrate:
@@ -491,6 +511,7 @@ def main() -> None:
             "parallel": {"type": "int", "default": 0},
             "source_disks": {"type": "str", "choices": ["retain", "purge"], "default": "retain"},
             "source_is_dead": {"type": "bool", "default": False},
+            "storage": {"type": "raw", "default": "copy"},
             "power_after": {"type": "str", "choices": ["same", "running", "off"], "default": "same"},
             "verify": {"type": "str", "choices": ["stream", "none", "full"], "default": "stream"},
             "hostdevs": {"type": "dict"},

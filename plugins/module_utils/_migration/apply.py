@@ -17,17 +17,17 @@ import os
 import time
 import typing as t
 
-from .._core import virt, xml
+from .._core import virt
 from .._core.errors import PhyllomeError
-from .._guest.domain import marker
 from . import files
+from .definition import definition, paths, starts_with_host, undefine_flags, unfenced, write_mark
 from .journal import Mark, Power, Record
 from .judge import ALIVE
 from .plan import grown, pieces, retained
 from .process import Qemu
 from .progress import Progress
 from .read import SWTPM, Pair, View
-from .read_guest import Guest, parse_guest
+from .read_guest import Guest
 from .read_guest import guest as read_guest
 from .read_way import address
 from .transfer import POLL, Handover, Job, Monitor, ms, settle, too_slow
@@ -101,6 +101,7 @@ class Mover:
             power="running" if self.order.power_after == "running" else awake,
             autostart=own.autostart if own else view.source.autostart,
             fenced=True,
+            shared=tuple(disk.path for disk in guest.shared),
         )
         with virt.saying(f"Cannot prepare the guest {view.name} on {view.source.host}"):
             write_mark(domain, mark)
@@ -175,7 +176,9 @@ class Mover:
         )
         native = mark.power == "running" and order.policy.on_stall == "post_copy"
         flags |= lib.VIR_MIGRATE_POSTCOPY if native else lib.VIR_MIGRATE_PAUSED  # libvirt: not both
-        params: dict[str, t.Any] = {lib.VIR_MIGRATE_PARAM_PERSIST_XML: _unfenced(domain)}
+        if guest.shared:  # which read_shared has proved; libvirt goes by the kind of the file system
+            flags |= lib.VIR_MIGRATE_UNSAFE
+        params: dict[str, t.Any] = {lib.VIR_MIGRATE_PARAM_PERSIST_XML: unfenced(domain)}
         paths = sockets(view.op_id)
         if order.ssh:
             params[lib.VIR_MIGRATE_PARAM_URI] = f"unix://{paths.memory}"
@@ -185,8 +188,8 @@ class Mover:
             where = address(order)
             params[lib.VIR_MIGRATE_PARAM_URI] = f"tcp://[{where}]" if ":" in where else f"tcp://{where}"
             params[lib.VIR_MIGRATE_PARAM_LISTEN_ADDRESS] = where
-            if where != order.host:
-                params[lib.VIR_MIGRATE_PARAM_TLS_DESTINATION] = order.host
+            # libvirt before 10.3 has disks ask for a certificate of nobody when QEMU itself connects (PARALLEL), unless it is told
+            params[lib.VIR_MIGRATE_PARAM_TLS_DESTINATION] = order.host
         if guest.disks:
             flags |= lib.VIR_MIGRATE_NON_SHARED_DISK
             params[lib.VIR_MIGRATE_PARAM_MIGRATE_DISKS] = [disk.target for disk in guest.disks]
@@ -342,7 +345,8 @@ class Mover:
         if self.told.mode is None:
             self.told.mode = "cold" if power == "off" else "live"
         with virt.saying(f"Cannot finish the move of {view.name} on {there.name}"):
-            guest = read_guest(there, view.uuid, sizes=False)
+            both = mark.shared if mark is not None else ()
+            guest = read_guest(there, view.uuid, sizes=False, shares=lambda disk: disk.path in both)
             if record is not None and not record.pieces:
                 record = self.pair.journal.save(dataclasses.replace(record, pieces=pieces(guest)))
             if ours and power == "off":
@@ -448,7 +452,7 @@ class Mover:
         record = self.pair.journal.save(dataclasses.replace(record, retained=kept))
         domain = virt.found(lambda: here.connection.lookupByUUIDString(view.uuid))
         if domain is not None:
-            text, snapshots = _definition(domain)
+            text, snapshots = definition(domain)
             record = self.pair.journal.save(dataclasses.replace(record, definition=text, snapshots=snapshots))
         if domain is not None:  # without a definition the files have their names already, or are no longer this guest's
             for path, name in kept.items():
@@ -517,7 +521,7 @@ class Mover:
             used = {
                 path
                 for domain in connection.listAllDomains()
-                for path in _paths(virt.found(lambda domain=domain: domain.XMLDesc(0)))  # type: ignore[misc]
+                for path in paths(virt.found(lambda domain=domain: domain.XMLDesc(0)))  # type: ignore[misc]
             }
             for path in record.pieces.values():
                 if path in used or any(one.startswith(f"{path}/") for one in used):
@@ -526,73 +530,3 @@ class Mover:
                     files.remove_tpm(connection, path, self.op)
                 else:
                     files.remove(connection, path, self.op)
-
-
-def starts_with_host(domain: t.Any) -> bool:
-    """Whether a guest starts with its host: by libvirt's flag, or by its place in an order, which comes along."""
-    made = marker(xml.parse(domain.XMLDesc(virt.libvirt.VIR_DOMAIN_XML_INACTIVE)))
-    return bool(domain.autostart()) or (made is not None and made.order is not None)
-
-
-def write_mark(domain: t.Any, mark: Mark | None) -> None:
-    """Write our mark, or remove it. Never while a migration runs: it would block until its end.
-
-    Only the definition is fenced: what runs travels as it is, and the destination may start it.
-    """
-    lib = virt.libvirt
-    places = [(lib.VIR_DOMAIN_AFFECT_CONFIG, mark)]
-    if domain.isActive():
-        places.append((lib.VIR_DOMAIN_AFFECT_LIVE, dataclasses.replace(mark, fenced=False) if mark else None))
-    for flags, one in places:
-        text = one.dump() if one else None
-        domain.setMetadata(lib.VIR_DOMAIN_METADATA_ELEMENT, text, "phyllome-migration", xml.MIGRATION_NS, flags)
-
-
-def set_mark(root: xml.Element, mark: Mark | None) -> None:
-    """Put our mark into a definition, in place of the one that is there."""
-    xml.drop(root, f"metadata/{{{xml.MIGRATION_NS}}}migration")
-    if mark is not None:
-        made = xml.child(xml.ensure(root, "metadata"), f"{{{xml.MIGRATION_NS}}}migration")
-        for name, value in xml.parse(mark.dump()).attrib.items():
-            made.set(str(name), str(value))
-
-
-def _definition(domain: t.Any) -> tuple[str, tuple[str, ...]]:
-    """What it takes to define a guest again: its XML without our mark, and what libvirt knows of its snapshots."""
-    lib = virt.libvirt
-    root = xml.parse(domain.XMLDesc(lib.VIR_DOMAIN_XML_INACTIVE | lib.VIR_DOMAIN_XML_SECURE))
-    set_mark(root, None)
-    snapshots = domain.listAllSnapshots(lib.VIR_DOMAIN_SNAPSHOT_LIST_TOPOLOGICAL)
-    return xml.dump(root), tuple(one.getXMLDesc(lib.VIR_DOMAIN_SNAPSHOT_XML_SECURE) for one in snapshots)
-
-
-def _unfenced(domain: t.Any) -> str:
-    """The definition that the destination gets."""
-    lib = virt.libvirt
-    root = xml.parse(
-        domain.XMLDesc(lib.VIR_DOMAIN_XML_INACTIVE | lib.VIR_DOMAIN_XML_SECURE | lib.VIR_DOMAIN_XML_MIGRATABLE)
-    )
-    for element in root.findall(f"metadata/{{{xml.MIGRATION_NS}}}migration"):
-        element.set("fenced", "no")
-    return xml.dump(root)
-
-
-def undefine_flags() -> int:
-    """Keep what belongs to the guest; a library before 8.9 does not know KEEP_TPM."""
-    lib = virt.libvirt
-    return int(
-        lib.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM
-        | lib.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
-        | lib.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
-        | getattr(lib, "VIR_DOMAIN_UNDEFINE_KEEP_TPM", 0)
-    )
-
-
-def _paths(text: str | None) -> set[str]:
-    """Every file that a domain's XML names."""
-    if text is None:
-        return set()
-    root = xml.parse(text)
-    guest = parse_guest(root)
-    named = {element.get("file") for element in root.iter("source")} | {guest.nvram, guest.tpm}
-    return {path for path in named if path}

@@ -25,8 +25,9 @@ import typing as t
 from .._core import virt, xml
 from .._core.errors import PhyllomeError
 from . import back, devices, files, policy
-from .apply import Mover, set_mark, starts_with_host, undefine_flags, write_mark
+from .apply import Mover
 from .copying import Copier, Item, items_of
+from .definition import set_mark, starts_with_host, undefine_flags, write_mark
 from .journal import Mark, Power, Record, op_id
 from .judge import ALIVE
 from .plan import pieces
@@ -73,7 +74,7 @@ class Cold:
         began = time.monotonic()
         self.told.mode = mode
         domain = self.pair.source.connection.lookupByUUIDString(view.uuid)
-        mark, record = self._open(view, mode)
+        mark, record = self._open(view, mode, tuple(disk.path for disk in guest.shared))
         try:
             with virt.saying(f"Cannot copy {view.name} to {view.destination.host}"):
                 if mode == "warm" and domain.isActive():
@@ -87,7 +88,7 @@ class Cold:
                 self._stopping = time.monotonic()
                 self.mover.progress.say("shutting down")
                 self._shut_down(domain)
-                guest = read_guest(self.pair.source, view.uuid, sizes=True, cold=True)
+                guest = read_guest(self.pair.source, view.uuid, sizes=True, shares=self.order.shares, cold=True)
             self.told.stats.setdefault("setup_ms", ms(time.monotonic() - began))
             with virt.saying(f"Cannot copy {view.name} to {view.destination.host}"):
                 self._carry(view, domain, guest, mark, record)
@@ -97,7 +98,7 @@ class Cold:
                 self.mover.failure = exc
             self._stumbled = True
 
-    def _open(self, view: View, mode: Mode) -> tuple[Mark, Record]:
+    def _open(self, view: View, mode: Mode, shared: tuple[str, ...]) -> tuple[Mark, Record]:
         """The mark and the record of this move, new or as an earlier run has left them."""
         own = view.source.mark
         if own is not None and (own.op_id != view.op_id or own.phase not in ("moving", "copying")):
@@ -131,6 +132,7 @@ class Cold:
             power=t.cast("Power", before if self.order.power_after == "same" else self.order.power_after),
             autostart=own.autostart if own else view.source.autostart,
             fenced=True,
+            shared=shared,
         )
         return mark, self.pair.journal.save(record)
 
@@ -169,7 +171,7 @@ class Cold:
             copier = Copier(self.mover, record, rests=False, boot=self._boot)
             copier.bring([item for item in items if not item.identity])
             history.append(copier.pace.sent)
-            guest = read_guest(self.pair.source, view.uuid, sizes=True, cold=True)
+            guest = read_guest(self.pair.source, view.uuid, sizes=True, shares=self.order.shares, cold=True)
         self.told.stats.update(warm_ms=ms(time.monotonic() - began), rounds=len(history))
         return record
 

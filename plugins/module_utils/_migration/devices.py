@@ -45,9 +45,14 @@ def _elements(root: xml.Element) -> list[xml.Element]:
 
 def _device(element: xml.Element) -> Device:
     kind, now = _which(element)
+    return Device(id_of(element) or now, kind, now)
+
+
+def id_of(element: xml.Element) -> str:
+    """The id that a device has in ``phyllome_vm``, empty without. Pure."""
     alias = element.find("alias")
     name = "" if alias is None else alias.get("name", "")
-    return Device(name[len(_ALIAS) :] if name.startswith(_ALIAS) else now, kind, now)
+    return name[len(_ALIAS) :] if name.startswith(_ALIAS) else ""
 
 
 def _which(element: xml.Element) -> tuple[str, str]:

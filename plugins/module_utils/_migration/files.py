@@ -168,11 +168,11 @@ def boot(connection: t.Any, op: str) -> str | None:
     return None
 
 
-def read(connection: t.Any, volume: t.Any) -> bytes:
-    """All of a small file at the destination."""
+def read(connection: t.Any, volume: t.Any, length: int = 0) -> bytes:
+    """The beginning of a file at the destination; all of it without a length."""
     found: list[bytes] = []
     stream = connection.newStream()
-    volume.download(stream, 0, 0)
+    volume.download(stream, 0, length)
     stream.recvAll(lambda dummy, data, opaque: found.append(data), None)
     stream.finish()
     return b"".join(found)

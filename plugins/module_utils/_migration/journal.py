@@ -64,6 +64,7 @@ class Mark:
         autostart: whether the guest started with the source host; at the source it is off meanwhile.
         fenced: the guest must not be started where it bears this mark (the hook of role hypervisor).
         files: of a guest that arrives or returns: the name that each of its files gets, and the one it has.
+        shared: paths of disks that both hosts have: no step of a move touches them.
     """
 
     op_id: str
@@ -75,6 +76,7 @@ class Mark:
     autostart: bool
     fenced: bool = False
     files: t.Mapping[str, str] = dataclasses.field(default_factory=dict)
+    shared: tuple[str, ...] = ()
 
     def undone(self) -> Mark | None:
         """What is left of a mark at the source when the move is taken back: how many moves came before it."""
@@ -83,7 +85,7 @@ class Mark:
     def returned(self) -> Mark:
         """The mark of a guest that was moved and taken back: as if it had come from there, so no move is under way."""
         return dataclasses.replace(
-            self, source=self.destination, destination=self.source, phase="done", fenced=False, files={}
+            self, source=self.destination, destination=self.source, phase="done", fenced=False, files={}, shared=()
         )
 
     def dump(self) -> str:
@@ -92,8 +94,11 @@ class Mark:
         for name in ("autostart", "fenced"):
             values[name] = "yes" if getattr(self, name) else "no"
         values.pop("files")
+        values.pop("shared")
         if self.files:
             values["files"] = json.dumps(dict(self.files), sort_keys=True)
+        if self.shared:
+            values["shared"] = json.dumps(self.shared)
         return xml.dump(xml.element("migration", None, **values)).strip()
 
 
@@ -117,6 +122,7 @@ def parse_mark(text: str | None) -> Mark | None:
             autostart=values["autostart"] == "yes",
             fenced=values.get("fenced") == "yes",
             files=dict(json.loads(values.get("files", "{}"))),
+            shared=tuple(json.loads(values.get("shared", "[]"))),
         )
     except (KeyError, ValueError) as exc:
         raise PhyllomeError(

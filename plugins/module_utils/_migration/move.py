@@ -9,6 +9,7 @@ PRIVATE to the collection: no promise of stability for users outside of it.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 import typing as t
 
@@ -22,7 +23,8 @@ from .journal import Busy, Journal
 from .plan import Blocker, blockers, modes, plan, unknown
 from .progress import Progress, closed, opened
 from .read import Pair, Side
-from .read_guest import Guest, guest, offer
+from .read_guest import Disk, Guest, guest, offer
+from .read_shared import not_shared
 from .spec import accept
 
 _ROUNDS = 12
@@ -59,6 +61,7 @@ class _Run:
         self._blockers: list[Blocker] = []
         self._warnings: list[str] = []
         self._mode: tuple[str | None, str] = (None, "")
+        self._check_mode = True
         self._look()
 
     def _look(self) -> None:
@@ -79,6 +82,7 @@ class _Run:
 
     def go(self, check_mode: bool) -> dict[str, t.Any]:
         """Bring it about, or say what would be done."""
+        self._check_mode = check_mode
         if self._pair.order.state != "migrated":
             return self._settle(check_mode)
         return self._move(check_mode)
@@ -250,17 +254,30 @@ class _Run:
 
     def _tried(self, side: Side, way: tuple[str | None, str], sizes: bool) -> tuple[Guest, list[Blocker]]:
         """The guest as it is read for a way, and what stands against it."""
-        made_of = guest(side, self._view.uuid, sizes=sizes, cold=way[0] in ("warm", "cold"))
+        view = self._view
+        mark = None if self._row.action in ("start", "discard") else view.destination.mark or view.source.mark
+
+        def shares(disk: Disk) -> bool:
+            return self._pair.order.shares(disk) if mark is None else disk.path in mark.shared
+
+        made_of = guest(side, view.uuid, sizes=sizes, shares=shares, cold=way[0] in ("warm", "cold"))
         return made_of, self._against(made_of, way[0] or "live") if self._row.action in ("start", "discard") else []
 
     def _against(self, made_of: Guest, mode: str) -> list[Blocker]:
         """What stands against moving the guest like that."""
         view = self._view
         offered = offer(self._pair, made_of)
+        if made_of.shared:
+            apart = not_shared(self._pair.destination, made_of, view.op_id, write=not self._check_mode)
+            offered = dataclasses.replace(offered, not_shared=apart)
         ours: t.Collection[str] = ()
         if view.record is not None and view.record.phase == "started":
             ours = view.record.staged.values() if view.record.by_files else view.record.pieces.values()
         self._warnings = unknown(made_of, offered, view.destination.host)
+        if made_of.shared and self._check_mode:
+            self._warnings.append(
+                "That the storage is the same on both hosts is proved when the guest moves: that takes writing to it."
+            )
         return blockers(self._pair.order, view, made_of, offered, mode, ours)
 
     def _refusal(self, row: judge.Row | None) -> PhyllomeError:

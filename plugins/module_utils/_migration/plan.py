@@ -141,8 +141,9 @@ def blockers(order: Order, view: View, guest: Guest, offer: Offer, mode: str, ou
             block(
                 "disk_exists",
                 f"{there} has a file {disk.path} already, and this move did not make it",
-                "Look what it is; rename or delete it.",
+                "Look what it is; rename or delete it. If both hosts have the same storage, say storage: shared.",
             )
+    _shared(block, there, order, guest, offer)
     _storage(block, there, guest, offer, resumed=off and bool(ours))
     for path, is_there in offer.media.items():
         if is_there is False:
@@ -268,6 +269,25 @@ def _devices(block: t.Callable[[str, str, str], None], there: str, order: Order,
         block("hostdevs", f"it has no device {name}, which hostdevs names", "Correct the id.")
 
 
+_DROPS_CACHE = 4000000
+"""QEMU that forgets what it has cached of a disk before another host writes to it."""
+
+
+def _shared(block: t.Callable[[str, str, str], None], there: str, order: Order, guest: Guest, offer: Offer) -> None:
+    """What is said to be on both hosts has to be the same."""
+    for target, why in offer.not_shared.items():
+        block(
+            "not_shared",
+            f"disk {target} is not the same on {there}: {why}",
+            f"Mount the same storage at the same path on {there}, or say storage: copy for it.",
+        )
+    if guest.shared and min(offer.way.qemu) < _DROPS_CACHE:
+        block("not_shared", "a QEMU before 4.0 may remember what the other host has overwritten", "Update QEMU.")
+    known = {name for disk in (*guest.disks, *guest.shared) for name in (disk.id, disk.target)}
+    for name in sorted(set(order.storage) - known - {""}):
+        block("storage", f"it has no disk {name}, which storage names", "Correct the id.")
+
+
 def _storage(block: t.Callable[[str, str, str], None], there: str, guest: Guest, offer: Offer, resumed: bool) -> None:
     """Space for every file; an interrupted copy has taken its part of it already."""
     files = [(layer.path, layer.allocated) for disk in guest.disks for layer in disk.backing]
@@ -373,6 +393,12 @@ def plan(order: Order, view: View, row: Row, guest: Guest) -> Plan:
                 Change("copy", f"disks.{disk.target}", f"{here}:{disk.path}", f"{there}:{disk.path}",
                        why=f"{shown_size(disk.allocated)} of {shown_size(disk.virtual)}, sparse")
             )  # fmt: skip
+        changes += [
+            Change(
+                "keep", f"disks.{disk.target}", f"{here}:{disk.path}", f"{there}:{disk.path}", why="both hosts have it"
+            )
+            for disk in guest.shared
+        ]
         changes += [
             Change("copy", name, f"{here}:{path}", f"{there}:{path}")
             for name, path in owned.items()

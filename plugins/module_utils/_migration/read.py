@@ -231,9 +231,12 @@ def _state(domain: t.Any, persistent: bool) -> tuple[str, str]:
     reasons = _REASONS.get(state, ())
     if reasons:
         detail += f" ({reasons[reason] if reason < len(reasons) else reason})"
-    for kind, names in _POSTCOPY.items():
-        for name, fetched in zip(names, ("postcopy", "broken")):
-            if (state, reason) == (getattr(lib, kind), getattr(lib, name, None)):  # an older libvirt lacks the second
+    for kind, constants in _POSTCOPY.items():
+        for constant, fetched in zip(constants, ("postcopy", "broken")):
+            if (state, reason) == (
+                getattr(lib, kind),
+                getattr(lib, constant, None),
+            ):  # an older libvirt lacks the second
                 return fetched, detail
     if state in (lib.VIR_DOMAIN_RUNNING, lib.VIR_DOMAIN_BLOCKED):
         return "running", detail

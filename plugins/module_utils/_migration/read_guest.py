@@ -51,6 +51,7 @@ class Disk:
         virtual: bytes that the guest sees.
         allocated: bytes that the file takes.
         backing: the files below it, nearest first; only looked up for a cold move.
+        id: that it has in phyllome_vm; empty without.
     """
 
     target: str
@@ -59,6 +60,7 @@ class Disk:
     virtual: int
     allocated: int
     backing: tuple[Backing, ...] = ()
+    id: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +73,7 @@ class Guest:
         obstacles: code, what and fix of all that keeps it from moving anywhere (``_guest.migratable``).
         secrets: uuids of the secrets that its disks and its TPM are encrypted with.
         devices: of this host, that it has.
+        shared: disks that both hosts have, which are not copied; ``disks`` are the others.
     """
 
     name: str
@@ -97,52 +100,75 @@ class Guest:
     last_cpu: int | None = None
     secrets: tuple[str, ...] = ()
     devices: tuple[devices.Device, ...] = ()
+    shared: tuple[Disk, ...] = ()
+
+    def apart(self, shares: Shares) -> Guest:
+        """The same, with the disks that both hosts have apart from the others."""
+        everything = (*self.disks, *self.shared)
+        return dataclasses.replace(
+            self,
+            disks=tuple(disk for disk in everything if not shares(disk)),
+            shared=tuple(disk for disk in everything if shares(disk)),
+        )
 
 
-def guest(side: Side, uuid: str, sizes: bool, cold: bool = False) -> Guest:
+Shares = t.Callable[[Disk], bool]
+
+
+def guest(side: Side, uuid: str, sizes: bool, shares: Shares, cold: bool = False) -> Guest:
     """What the guest is made of.
 
     Args:
         side: the host that has it.
         uuid: the guest's.
         sizes: look at its disks, jobs and snapshots too; its files are on this host.
+        shares: whether both hosts have a disk.
         cold: it moves while it is off, so its memory does not matter, and chains, snapshots and secrets go with it.
 
     Raises:
         PhyllomeError: libvirt does not say.
     """
     with virt.saying(f"Cannot read the guest {uuid} on {side.name}"):
-        return side.ask(lambda connection: _guest(connection, connection.lookupByUUIDString(uuid), sizes, cold))
+        return side.ask(lambda connection: _guest(connection, connection.lookupByUUIDString(uuid), sizes, shares, cold))
 
 
-def _guest(connection: t.Any, domain: t.Any, sizes: bool, cold: bool) -> Guest:
+def _guest(connection: t.Any, domain: t.Any, sizes: bool, shares: Shares, cold: bool) -> Guest:
     lib = virt.libvirt
     active = bool(domain.isActive())
     flags = lib.VIR_DOMAIN_XML_MIGRATABLE if active else lib.VIR_DOMAIN_XML_INACTIVE
     root = xml.parse(domain.XMLDesc(flags))
     parsed = parse_guest(root)
     if not sizes:
-        return parsed
+        return parsed.apart(shares)
     disks = []
     for disk in parsed.disks:
         virtual = int(domain.blockInfo(disk.target)[0])
         allocated = os.stat(disk.path).st_blocks * 512 if os.path.exists(disk.path) else 0
         disks.append(dataclasses.replace(disk, virtual=virtual, allocated=allocated))
     chained = {disk.target for disk in disks if storage.based(disk.path)}
+    both = {disk.target for disk in disks if shares(disk)}
     odd: tuple[tuple[str, str, str], ...] = ()
+    for element in root.findall("devices/disk") if both else ():
+        if t.cast("xml.Element", element.find("target")).get("dev") in both:
+            xml.drop(element, "backingStore")  # nothing of it is copied
+    if cold or both & chained:
+        asked = [disk for disk in disks if cold or disk.target in both]
+        named, odd = _with_chains(connection, asked, chained, parsed.uuid)
+        known = {disk.target: disk for disk in named}
+        disks = [known.get(disk.target, disk) for disk in disks]
     if cold:
-        disks, odd = _with_chains(connection, disks, chained, parsed.uuid)
         odd += _odd_snapshots(domain, parsed.uuid)
         for path in ("devices/hostdev", "devices/interface[@type='hostdev']"):
             xml.drop(root, path)  # it gets others at the destination: plan.blockers looks at them
-    return dataclasses.replace(
+    made_of = dataclasses.replace(
         parsed,
         disks=tuple(disks),
         obstacles=odd
-        + obstacles(root, domain.snapshotNum(), len(domain.listAllCheckpoints()), active and not cold, chained),
+        + obstacles(root, domain.snapshotNum(), len(domain.listAllCheckpoints()), active and not cold, chained - both),
         block_jobs=tuple(disk.target for disk in disks if active and domain.blockJobInfo(disk.target)),
         managed_save=bool(domain.hasManagedSaveImage()),
     )
+    return made_of.apart(shares)
 
 
 def obstacles(
@@ -250,7 +276,7 @@ def parse_guest(root: xml.Element) -> Guest:
         driver = element.find("driver")
         form = "raw" if driver is None else driver.get("type", "raw")
         if path is not None:
-            disks.append(Disk(target, path, form, 0, 0))
+            disks.append(Disk(target, path, form, 0, 0, id=devices.id_of(element)))
     loader, nvram, tpm = root.find("os/loader"), root.find("os/nvram"), root.find("devices/tpm/backend")
     machine = root.find("os/type")
     cpu = root.find("cpu")
@@ -336,6 +362,7 @@ class Offer:
         devices: driver of each device that the guest shall get, by id; None where there is no such device.
         fence: whether the source has the hook that keeps a guest in a move from being started.
         faults: whether QEMU there may handle page faults of its guests, which post-copy takes.
+        not_shared: why a disk that both hosts are said to have is not the same one, by target.
     """
 
     same_host: bool
@@ -354,6 +381,7 @@ class Offer:
     devices: t.Mapping[str, str | None] = dataclasses.field(default_factory=dict)
     fence: bool = True
     faults: bool | None = True
+    not_shared: t.Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def offer(pair: Pair, made_of: Guest) -> Offer:

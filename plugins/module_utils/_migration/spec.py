@@ -20,6 +20,9 @@ from .._core.errors import PhyllomeError
 from .._core.names import check_name
 from .policy import Policy
 
+if t.TYPE_CHECKING:
+    from .read_guest import Disk
+
 _REFUSED = {
     "tcp": "plain TCP neither hides the guest's memory nor proves who the other host is",
     "unix": "a destination is another host",
@@ -58,6 +61,7 @@ class Order:
         state: ``migrated``, ``rolled_back``, ``committed`` or ``cleaned``.
         hostdevs: which device of the destination the guest gets, by the id of the one that it has.
         parallel: connections for the memory; 0 for QEMU's usual single stream.
+        storage: ``copy`` or ``shared``, by a disk's id or target; under no name for all others.
     """
 
     name: str | None
@@ -83,11 +87,17 @@ class Order:
     hostdevs: t.Mapping[str, str] = dataclasses.field(default_factory=dict)
     allow: tuple[str, ...] = ()
     parallel: int = 0
+    storage: t.Mapping[str, str] = dataclasses.field(default_factory=lambda: {"": "copy"})
 
     @property
     def shown(self) -> str:
         """The guest, for people."""
         return self.name or self.uuid or ""
+
+    def shares(self, disk: Disk) -> bool:
+        """Whether both hosts are said to have a disk."""
+        said = self.storage.get(disk.id) if disk.id else None
+        return (said or self.storage.get(disk.target) or self.storage[""]) == "shared"
 
 
 def accept(params: t.Mapping[str, t.Any]) -> Order:
@@ -169,6 +179,7 @@ def accept(params: t.Mapping[str, t.Any]) -> Order:
         bandwidth_mib=params["bandwidth_mib"],
         timeout=params["timeout"],
         parallel=params["parallel"],
+        storage=_storage(params["storage"]),
         purge=params["source_disks"] == "purge",
         source_is_dead=params["source_is_dead"],
         uri=params["uri"],
@@ -194,6 +205,18 @@ def _hostdevs(given: t.Mapping[str, t.Any]) -> dict[str, str]:
                 "Write for instance 0000:01:00.0; USB devices are found by what they are, and need no entry.",
             )
     return {str(name): str(value).lower() for name, value in given.items()}
+
+
+def _storage(given: t.Any) -> dict[str, str]:
+    """``copy`` or ``shared``, by a disk's id or target; under no name for all others."""
+    each = given if isinstance(given, dict) else {"": given}
+    if not all(value in ("copy", "shared") for value in each.values()):
+        raise PhyllomeError(
+            f"storage: {given!r} cannot be",
+            "disks are copied, or both hosts have them",
+            "Write copy or shared, or one of them for each disk: {data: shared}; the others are copied.",
+        )
+    return {"": "copy", **{str(name): value for name, value in each.items()}}
 
 
 def _destination(uri: str) -> tuple[str, str, bool]:

@@ -18,8 +18,9 @@ from .._core import virt, xml
 from .._core.errors import PhyllomeError
 from .._core.plan import Change, Plan
 from . import files
-from .apply import TPM_STATES, Mover, set_mark, undefine_flags, write_mark
+from .apply import TPM_STATES, Mover
 from .cold import Cold, place
+from .definition import set_mark, undefine_flags, write_mark
 from .journal import Mark, Record
 from .judge import Row
 from .plan import retained
@@ -164,7 +165,9 @@ class Undo:
         with virt.saying(f"Cannot take {view.name} back from {there.name}"):
             domain = there.connection.lookupByUUIDString(view.uuid)
             if mark.phase == "done":
-                mark = self._leaving(mark, read_guest(there, view.uuid, sizes=False))
+                both = mark.shared
+                guest = read_guest(there, view.uuid, sizes=False, shares=lambda disk: disk.path in both)
+                mark = self._leaving(mark, guest)
                 write_mark(domain, mark)
                 domain.setAutostart(0)
             place(domain, view.op_id, there.name)

@@ -39,7 +39,7 @@ class Play:
         monkeypatch.setattr(virt, "libvirt", world.lib)
         monkeypatch.setattr(virt, "session", world.session)
         monkeypatch.setattr(read, "_knock", lambda uri: None)
-        monkeypatch.setattr(read_guest, "way", lambda pair: Way((7, 7), (9, 9), "", ""))
+        monkeypatch.setattr(read_guest, "way", lambda pair: Way((7002000, 7002000), (9000000, 9000000), "", ""))
         monkeypatch.setattr(journal, "LOCKS", str(folder / "run"))
         monkeypatch.setattr(stream, "SEGMENT", 256 * KIB)
         monkeypatch.setattr(stream, "CHUNK", 128 * KIB)
@@ -85,18 +85,24 @@ class Play:
     def summed(self, path: t.Any) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()
 
-    def run(self, last: int | None = None, **more: t.Any) -> dict[str, t.Any] | None:
+    def look(self, **more: t.Any) -> dict[str, t.Any]:
+        """What the module would do; no step is taken."""
+        found = self.run(0, check=True, **more)
+        assert found is not None
+        return found
+
+    def run(self, last: int | None = None, check: bool = False, **more: t.Any) -> dict[str, t.Any] | None:
         """Run the module up to a step; None when it died there."""
         self.world.steps, self.world.last = 0, last
         parameters = {
             "name": "web", "uuid": None, "source": "alpha", "destination": "beta", "migrate_address": None,
             "destination_uri": "qemu+tls://beta/system", "uri": "qemu:///system", "state": "migrated", "mode": "auto",
-            "convergence": None, "bandwidth_mib": 0, "timeout": 0, "parallel": 0, "source_disks": "retain", "source_is_dead": False,
+            "convergence": None, "bandwidth_mib": 0, "timeout": 0, "parallel": 0, "storage": "copy", "source_disks": "retain", "source_is_dead": False,
             "verify": "stream", "power_after": "same", "shutdown": {"timeout": 1, "then": "fail"}, "hostdevs": None,
             "allow": None,
         }  # fmt: skip
         try:
-            return move.move({**parameters, **more}, False)
+            return move.move({**parameters, **more}, check)
         except Killed:
             return None
         finally:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import types
+import typing as t
 
 import pytest
 from hypothesis import given
@@ -104,7 +105,7 @@ def test_a_guest_whose_memory_is_fetched_is_given_up_and_not_aborted_any_more(tm
     journal.save(Record("op", "uuid", "web", "alpha", "beta", pieces={"disks.vda": "/a"}))
     sight = Sight("alpha", "running")
     view = View(sight, Sight("beta", "incoming"), "op", 0, "moving", None)
-    mover = types.SimpleNamespace(
+    mover: t.Any = types.SimpleNamespace(
         pair=types.SimpleNamespace(journal=journal),
         progress=Progress(),
         order=types.SimpleNamespace(policy=Policy(on_stall="post_copy")),

@@ -9,6 +9,7 @@ import pytest
 
 from ansible_collections.phyllome.virt.plugins.module_utils._core.errors import PhyllomeError
 from ansible_collections.phyllome.virt.plugins.module_utils._migration.policy import Policy
+from ansible_collections.phyllome.virt.plugins.module_utils._migration.read_guest import Disk
 from ansible_collections.phyllome.virt.plugins.module_utils._migration.spec import accept
 
 
@@ -26,6 +27,7 @@ def params(**values):
         "bandwidth_mib": 0,
         "timeout": 0,
         "parallel": 0,
+        "storage": "copy",
         "source_disks": "retain",
         "source_is_dead": False,
         "verify": "stream",
@@ -144,6 +146,9 @@ def test_the_most_downtime_is_never_less_than_what_was_asked_for():
             {"parallel": 2, "convergence": {"on_stall": "post_copy"}},
             "parallel: 2 was given with convergence.on_stall: post_copy",
         ),
+        ({"storage": "move"}, "storage: 'move' cannot be"),
+        ({"storage": {"data": "shares"}}, "storage: .* cannot be.*data: shared"),
+        ({"storage": ["shared"]}, "storage: .* cannot be"),
         ({"parallel": 256}, "parallel: 256 is too much.*at most 255"),
         (
             {"destination_uri": "qemu+ssh://root@beta/system", "parallel": 2},
@@ -171,6 +176,27 @@ def test_refusals(values, said):
 def test_a_dead_source_that_is_named():
     order = accept(params(source_is_dead=True, source="alpha", uri="qemu+tls://10.78.0.1/system"))
     assert order.source_is_dead
+
+
+@pytest.mark.parametrize(
+    ("said", "shared"),
+    [
+        ("copy", []),
+        ("shared", ["vda", "vdb", "vdc"]),
+        ({"data": "shared"}, ["vdb"]),
+        ({"vda": "shared", "data": "copy"}, ["vda"]),
+        ({"vdb": "shared", "data": "copy"}, []),
+        ({}, []),
+    ],
+)
+def test_disks_that_both_hosts_have_are_named_by_id_or_target(said, shared):
+    order = accept(params(storage=said))
+    disks = [
+        Disk("vda", "/a", "raw", 0, 0, id="root"),
+        Disk("vdb", "/b", "raw", 0, 0, id="data"),
+        Disk("vdc", "/c", "raw", 0, 0),
+    ]
+    assert [disk.target for disk in disks if order.shares(disk)] == shared
 
 
 def test_allow_limits_auto_only():

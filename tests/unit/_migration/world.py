@@ -66,6 +66,10 @@ class World:
         self.images, self.beta = folder / "images", folder / "beta"
         self.images.mkdir()
         (self.beta / str(self.images)[1:]).mkdir(parents=True)
+        self.shared = folder / "shared"
+        """The same on both hosts, unless it is mounted at alpha alone."""
+        self.shared.mkdir()
+        self.mounted = {"alpha", "beta"}
         self.hosts = {name: Host(self, name) for name in ("alpha", "beta")}
         self.last: int | None = None
         self.steps = 0
@@ -101,7 +105,10 @@ class Host:
 
     def path(self, path: str) -> pathlib.Path:
         """Where a file of this host really is."""
-        return pathlib.Path(path) if self.name == "alpha" else self.world.beta / path[1:]
+        shared = os.path.dirname(path) == str(self.world.shared) or path == str(self.world.shared)
+        if self.name == "alpha" or (shared and self.name in self.world.mounted):
+            return pathlib.Path(path)
+        return self.world.beta / path[1:]
 
     def isAlive(self) -> int:
         return 1
@@ -153,7 +160,7 @@ class Host:
         return Stream()
 
     def storagePoolLookupByTargetPath(self, path: str) -> Pool:
-        if path != str(self.world.images):
+        if path not in (str(self.world.images), str(self.world.shared)):
             raise Error(self.world.lib.VIR_ERR_NO_STORAGE_POOL)
         return Pool(self, path)
 
@@ -364,15 +371,16 @@ class Volume:
 
     def upload(self, stream: Stream, offset: int, length: int, flags: int) -> None:
         self.host.world.step()
-        stream.volume, stream.at = self, offset
+        stream.volume, stream.at, stream.writes = self, offset, True
 
-    def download(self, stream: Stream, offset: int, length: int, flags: int) -> None:
+    def download(self, stream: Stream, offset: int, length: int, flags: int = 0) -> None:
         stream.volume, stream.at, stream.length = self, offset, length
 
 
 class Stream:
     volume: Volume
     at = length = 0
+    writes = False
 
     def send(self, data: bytes) -> int:
         host = self.volume.host
@@ -391,8 +399,13 @@ class Stream:
     def sparseRecvAll(self, fill: t.Any, skip: t.Any, opaque: t.Any) -> None:
         fill(self, self.volume.path.read_bytes()[self.at : self.at + self.length], opaque)
 
+    def recvAll(self, take: t.Any, opaque: t.Any) -> None:
+        data = self.volume.path.read_bytes()[self.at :]
+        take(self, data[: self.length] if self.length else data, opaque)
+
     def finish(self) -> None:
-        self.volume.host.world.step()
+        if self.writes:
+            self.volume.host.world.step()
 
     def abort(self) -> None:
         pass

@@ -200,6 +200,8 @@ class Mover:
             params[lib.VIR_MIGRATE_PARAM_PARALLEL_CONNECTIONS] = order.parallel
         if order.bandwidth_mib:
             params[lib.VIR_MIGRATE_PARAM_BANDWIDTH] = order.bandwidth_mib
+            if native:
+                params[lib.VIR_MIGRATE_PARAM_BANDWIDTH_POSTCOPY] = order.bandwidth_mib
         job = Job(domain, order.destination_uri, params, flags)
         with contextlib.ExitStack() as stack:
             if order.ssh:

@@ -73,7 +73,8 @@ def test_several_connections(asked):
 
 def test_only_post_copy_leaves_the_change_of_hosts_to_libvirt_and_only_for_a_guest_that_runs(asked):
     policy = Policy(on_stall="post_copy")
-    flags, dummy, handed_over = asked(policy=policy)
+    flags, params, handed_over = asked(policy=policy, bandwidth_mib=8)
+    assert params["BANDWIDTH"] == params["BANDWIDTH_POSTCOPY"] == 8
     assert "POSTCOPY" in flags and "PAUSED" not in flags and not handed_over
     flags, dummy, handed_over = asked(power="paused", policy=policy)
     assert "PAUSED" in flags and "POSTCOPY" not in flags and not handed_over

@@ -81,6 +81,7 @@ options:
       - Size with a unit, for example V(2GiB), or a dictionary with what follows.
       - C(size) is that size.
       - C(current) is what the guest has of it right now (balloon). It is changed at once.
+      - A guest is only started where the host has so much memory available. With C(current) that much has to be.
       - C(maximum) is what it can ever have together with memory devices, and C(slots) the number of DIMMs
         that can be plugged, V(16) where it is not declared.
       - C(virtio_mem) is memory that is plugged in small pieces, within C(maximum). It has C(size), its limit, and
@@ -969,6 +970,8 @@ options:
     description:
       - Many guests instead of one, over one connection. Each entry has the options of this module but O(uri), O(guests) and O(defaults).
       - A guest that fails does not keep the others from being done. The module fails at the end, with all RV(results).
+      - Disk space, memory and huge pages that they need are added up, in check mode too. A guest for which too little is left
+        after those before it is refused.
     type: list
     elements: dict
   fleet_cpu:

@@ -131,8 +131,11 @@ def test_a_guest_is_seeded_and_waited_for(site: Site, alpha: Host) -> None:
     assert len(files(alpha, "seeded")) == 2
     assert "seeded-cloud-init" in site.virsh("alpha", "domblklist", "seeded")
     a_linux_guest_takes_and_gives_devices(site, alpha, again)
+    a_seeded_guest_moves(site, {**again, "filesystems": []})
     site.remove("seeded")
-    assert not files(alpha, "seeded")
+    assert not files(site.fleet.host("beta"), "seeded")
+    assert any("retained" in name for name in files(alpha, "seeded"))
+    alpha.run(["sh", "-c", "rm /var/lib/libvirt/images/seeded*"])
 
 
 def a_linux_guest_takes_and_gives_devices(site: Site, alpha: Host, guest: dict[str, t.Any]) -> None:
@@ -165,6 +168,23 @@ def a_linux_guest_takes_and_gives_devices(site: Site, alpha: Host, guest: dict[s
     assert not went["pending"] and not went["restart_required"]
     live = site.virsh("alpha", "dumpxml", "seeded")
     assert not [name for name in ("data", "wan", "share") if f"ua-{name}" in live]
+
+
+def a_seeded_guest_moves(site: Site, guest: dict[str, t.Any]) -> None:
+    """The seed is a file of its host: the guest moves without, and gets it again where it is declared."""
+    beta = site.fleet.host("beta")
+    for name in ("vmlinuz", "initrd"):
+        beta.put(linux.images() / name, f"/srv/{name}")
+    move = {"name": "seeded", "destination": "beta", "destination_uri": f"qemu+tls://{beta.address}/system"}
+    moved = site.module("vm_migrate", "alpha", move)
+    assert not moved.get("failed"), moved["msg"]
+    assert moved["mode_used"] == "live"
+    assert site.running("seeded") == ["beta"]
+    told = site.module("phyllome_vm", "beta", guest)
+    assert not told.get("failed"), told["msg"]
+    assert told["changed"] and told["guest"]["state"] == "running"
+    assert "seeded-cloud-init" in site.virsh("beta", "domblklist", "seeded")
+    assert site.module("phyllome_vm", "beta", guest)["changed"] is False
 
 
 USER_PLAY = """

@@ -111,8 +111,14 @@ class Decision:
     warnings: tuple[str, ...] = ()
 
 
-def look(connection: t.Any, wanted: Wanted, there: Guest | None, where: Places) -> World:
-    """All that a clone depends on.
+def look(
+    connection: t.Any,
+    wanted: Wanted,
+    there: Guest | None,
+    where: Places,
+    free: t.Callable[[str], int] = storage.free,
+) -> World:
+    """All that a clone depends on; ``free`` tells how much is left for it in a directory.
 
     Raises:
         PhyllomeError: libvirt does not tell.
@@ -143,7 +149,7 @@ def look(connection: t.Any, wanted: Wanted, there: Guest | None, where: Places) 
         parts=parts,
         missing=tuple(drive.path for drive in what.drives if drive.path and not os.path.exists(drive.path)),
         pools=pools,
-        free={each: storage.free(each) for each in directories if os.path.isdir(each)},
+        free={each: free(each) for each in directories if os.path.isdir(each)},
         nvram=what.nvram is not None and os.path.exists(what.nvram),
         tpm=what.tpm is not None and bool(identity.files(what.tpm)),
         taken=tuple(path for path in homes if os.path.exists(path)),
@@ -226,7 +232,13 @@ def plan(wanted: Wanted, world: World, where: Places) -> Decision:
                     f"disks.{part.label}",
                     None,
                     f"{form}, {format_size(part.capacity)}, {method}",
-                    args={"part": part, "method": method, "form": form},
+                    args={
+                        "part": part,
+                        "method": method,
+                        "form": form,
+                        "file": part.path,
+                        "needs": part.takes if method == "full" else 0,
+                    },
                 )
             )
     uuid = root.findtext("uuid", "")

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import typing as t
 
 from .._core import virt, xml
 from .._core.errors import PhyllomeError
 from .._core.names import check_name, guest_uuid
 from .._core.plan import Plan
-from . import clone, domain, identity, plan, plan_first, read, spec
+from . import clone, domain, identity, plan, plan_first, read, spec, storage
 from . import wait as waiting
 from .apply import LIVE, Apply, defines
 from .draft import Decision
@@ -170,7 +171,10 @@ class _Run:
                 f"Guest {self._wanted.name} may be lost sight of when its user logs out. To keep the user's libvirt, say "
                 "as root: loginctl enable-linger USER."
             )
+        there, config = self._there, self._decision.config
         self._converge()
+        live = None if there is None else there.live
+        self._look.promised.add(self._wanted.name, self._done, live, config, storage.system)
 
     def end(self) -> dict[str, t.Any]:
         """Wait for what is declared, do what comes after it, look whether all of it stuck, and tell.
@@ -213,7 +217,8 @@ class _Run:
         if namesake is not None:
             return  # said when the rest is planned
         where = identity.places(self._look.uri)
-        world = clone.look(connection, wanted, None if found is None else read.guest(found), where)
+        free = functools.partial(self._look.free, wanted.name)
+        world = clone.look(connection, wanted, None if found is None else read.guest(found), where, free)
         decision = clone.plan(wanted, world, where)
         if not decision.plan:
             return

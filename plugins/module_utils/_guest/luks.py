@@ -29,7 +29,8 @@ _KEY = "phyllome"
 _STDIN = ("--object", f"secret,id={_KEY},file=/dev/stdin")
 _UNFINISHED = " (not complete)"
 _WRONG = "Invalid password"
-_OPEN_TIMEOUT = 300
+TIMEOUT = 300
+"""Seconds for what makes or opens a lock: seconds of a processor, which others may be using."""
 
 
 def secret_uuid(guest: str, disk: str) -> str:
@@ -99,7 +100,7 @@ def opens(path: str, form: str, passphrase: str) -> bool:
     """
     try:
         argv = ["qemu-img", "map", "-U", "--max-length=512", "--output=json", *opening(path, form)]
-        run(argv, timeout=_OPEN_TIMEOUT, stdin=passphrase)
+        run(argv, timeout=TIMEOUT, stdin=passphrase)
     except PhyllomeError as exc:
         if _WRONG in exc.why:
             return False

@@ -43,11 +43,13 @@ def disks(draft: Draft) -> None:
             _there(draft, disk, found, path)
         else:
             _missing(draft, disk, found, path, room)
-    for directory, bytes_needed in room.items():
-        if bytes_needed > draft.world.free.get(directory, bytes_needed):
+    for together in dict.fromkeys(draft.world.systems.get(directory, directory) for directory in room):
+        directories = [each for each in room if draft.world.systems.get(each, each) == together]
+        needed, free = sum(room[each] for each in directories), min(draft.world.free[each] for each in directories)
+        if needed > free:
             draft.problem(
-                f"disks: {format_size(-(-bytes_needed // 1024**2) * 1024**2)} are needed in {directory}",
-                f"{draft.world.free[directory] // 1024**2}MiB are free there",
+                f"disks: {format_size(-(-needed // 1024**2) * 1024**2)} are needed in {' and '.join(directories)}",
+                f"{max(free, 0) // 1024**2}MiB are free there",
                 "Make room, or choose another pool.",
             )
 
@@ -190,9 +192,10 @@ def _missing(draft: Draft, disk: Device, found: Element, path: str, room: dict[s
             f"Declare format: {source.format}, or method: full.",
         )
         return
-    room[directory] = room.get(directory, 0) + storage.needed(
+    needs = storage.needed(
         size, source if method == "full" else None, whole=disk.passphrase is not None and form == "raw"
     )
+    room[directory] = room.get(directory, 0) + needs
     if not ours:
         volumes = tuple(kept for kept in draft.marker.volumes if kept.id != disk.id)
         draft.marker = dataclasses.replace(draft.marker, volumes=(*volumes, Volume(disk.id, path, False)))
@@ -207,6 +210,7 @@ def _missing(draft: Draft, disk: Device, found: Element, path: str, room: dict[s
         size=size,
         source=disk.source.path if disk.source else None,
         method=method,
+        needs=needs,
     )
 
 

@@ -188,11 +188,16 @@ def _insert(draft: Draft, medium: Medium, path: str) -> None:
     new = drive(draft.root, medium.id) is None and draft.profile.disk_bus == "virtio"
     values = {"path": path, **({"bus": "scsi"} if new else {})}
     plan_devices.declare(draft, CDROMS, Device(CDROMS, medium.id, values), None)
-    found = domain.device(CDROMS, draft.root, medium.id)
-    source = None if found is None else found.find("source")
-    if source is not None:
-        # A guest that is moved loses it on the way, and gets it again where it is declared.
-        source.set("startupPolicy", "optional")
+    told = [
+        change.args["device"]
+        for change in draft.changes
+        if change.path == f"cdroms.{medium.id}.path" and "device" in change.args
+    ]
+    for found in (domain.device(CDROMS, draft.root, medium.id), *told):
+        source = None if found is None else found.find("source")
+        if source is not None:
+            # A guest that is moved loses it on the way, and gets it again where it is declared.
+            source.set("startupPolicy", "optional")
 
 
 def _make(draft: Draft, option: str, medium: Medium, path: str) -> None:
@@ -211,16 +216,23 @@ def _make(draft: Draft, option: str, medium: Medium, path: str) -> None:
             "this host has no program that makes CD images",
             "Install xorriso; the role phyllome.virt.hypervisor does.",
         )
-    directory = os.path.dirname(path)
-    needed, free = storage.needed(draft.world.first.sizes.get(medium.id, 0), None), draft.world.free.get(directory)
-    needed += draft.world.first.sizes.get(medium.id, 0)
+    directory, systems = os.path.dirname(path), draft.world.systems
+    size = draft.world.first.sizes.get(medium.id, 0)
+    needed, free = storage.needed(size, None) + size, draft.world.free.get(directory)
+    if free is not None:
+        others = (
+            (os.path.dirname(change.args["file"]), change.args["needs"])
+            for change in draft.changes
+            if "needs" in change.args
+        )
+        free -= sum(needs for place, needs in others if systems.get(place, place) == systems.get(directory, directory))
     if free is not None and needed > free:
         draft.problem(
             f"{option}: {format_size(-(-needed // 1024**2) * 1024**2)} are needed in {directory}",
-            f"{free // 1024**2}MiB are free there",
+            f"{max(free, 0) // 1024**2}MiB are free there",
             "Make room.",
         )
-    draft.note("medium.create", option, None, path, file=path, medium=medium, id=medium.id)
+    draft.note("medium.create", option, None, path, file=path, medium=medium, id=medium.id, needs=needed)
 
 
 def _remove(draft: Draft, option: str, paths: t.Iterable[str]) -> None:

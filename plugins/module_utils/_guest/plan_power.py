@@ -12,8 +12,8 @@ from __future__ import annotations
 import typing as t
 
 from .._core.units import format_size
-from . import luks
-from .tables import CDROMS, DISKS, DOMAIN, HOSTDEVS, NETWORKS, device_id, host_device
+from . import admission, luks
+from .tables import CDROMS, DISKS, HOSTDEVS, NETWORKS, device_id, host_device
 
 if t.TYPE_CHECKING:
     from .draft import Draft
@@ -112,7 +112,7 @@ def _startable(draft: Draft) -> None:
                 "the network is not active, and a guest cannot start without it",
                 f"Start it: virsh net-start {name}.",
             )
-    _hugepages(draft)
+    _memory(draft)
     for path, file, option, remedy in _FILES:
         if draft.root.find(path) is not None and draft.world.exists.get(file) is False:
             draft.problem(option, f"this host has no {file}, and the guest cannot start without it", remedy)
@@ -162,20 +162,22 @@ _FILES = (
 """Devices that need something of the host: where they stand in the XML, and what they need."""
 
 
-def _hugepages(draft: Draft) -> None:
-    row = next(row for row in DOMAIN["memory"] if row.option == "hugepages")
-    pages, size = row.read(draft.root), DOMAIN[""][0].read(draft.root)
-    free = draft.world.hugepages.get(pages) if pages else None
-    if (
-        free is not None
-        and draft.there is not None
-        and draft.there.live is not None
-        and row.read(draft.there.live) == pages
-    ):
-        free += (DOMAIN[""][0].read(draft.there.live) or 0) // pages  # it gives them back before it starts again
-    if free is not None and size is not None and free * pages < size:
+def _memory(draft: Draft) -> None:
+    pages, size = admission.memory(draft.root)
+    left = draft.world.hugepages.get(pages, 0) * pages if pages else draft.world.available
+    if left is None or (pages and pages not in draft.world.hugepages):
+        return
+    given, back = admission.memory(None if draft.there is None else draft.there.live)
+    left += back if given == pages else 0  # it gives that back before it starts again
+    if size > left and pages:
         draft.problem(
             f"memory.hugepages: {-(-size // pages)} pages of {format_size(pages)} are needed",
-            f"{free} are free on this host",
+            f"{max(left, 0) // pages} are free on this host",
             "Reserve more (kernel parameters hugepagesz and hugepages), or stop other guests.",
+        )
+    elif size > left:
+        draft.problem(
+            f"memory: {format_size(size)} are needed",
+            f"{max(left, 0) // 1024**2}MiB are available on this host",
+            "Stop other guests, or declare less: memory, or memory.current for a guest that gives memory back.",
         )

@@ -125,6 +125,12 @@ def _sysfs(path: str) -> str:
     return ""
 
 
+def available(connection: t.Any) -> int | None:
+    """Bytes of memory that are free, or would be at once (virNodeGetMemoryStats); None when libvirt does not tell."""
+    stats = connection.getMemoryStats(virt.libvirt.VIR_NODE_MEMORY_STATS_ALL_CELLS)
+    return 1024 * sum(stats.get(key, 0) for key in ("free", "buffers", "cached")) or None
+
+
 def hugepages() -> dict[int, int]:
     """How many huge pages are free, by their size (https://docs.kernel.org/admin-guide/mm/hugetlbpage.html)."""
     free = {}

@@ -151,6 +151,13 @@ def free(directory: str) -> int:
     return found.f_bavail * found.f_frsize
 
 
+def system(path: str) -> int:
+    """Number of the file system where a file is, or will be made."""
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    return os.stat(path).st_dev
+
+
 def needed(size: int, source: Image | None, whole: bool = False) -> int:
     """Bytes that making a sparse disk takes at once; ``whole`` for a copy that cannot have holes."""
     return _OVERHEAD + (0 if source is None else size if whole else source.needs)
@@ -180,10 +187,10 @@ def create(
     made, key = ([form], "") if passphrase is None else (luks.making(form), passphrase)
     with making(path) as partial:
         if source is None:
-            run(["qemu-img", "create", "-q", "-f", *made, partial, str(size)], remedy=remedy, stdin=key)
+            run(["qemu-img", "create", "-q", "-f", *made, partial, str(size)], luks.TIMEOUT, remedy, stdin=key)
         elif method == "linked":
-            backing = ["-b", source, "-F", inspect(source).format]
-            run(["qemu-img", "create", "-q", "-f", *made, *backing, partial, str(size)], remedy=remedy, stdin=key)
+            made += ["-b", source, "-F", inspect(source).format]
+            run(["qemu-img", "create", "-q", "-f", *made, partial, str(size)], luks.TIMEOUT, remedy, stdin=key)
         elif method == "reflink":
             remedy = "Say method: full, or put both on one btrfs or XFS file system."
             run(["cp", "--reflink=always", "--no-preserve=all", source, partial], remedy=remedy)
@@ -275,7 +282,7 @@ def _resize(path: str, form: str, size: int, passphrase: str | None) -> None:
     if passphrase is None:
         run(["qemu-img", "resize", "-q", "-f", form, path, str(size)])
     else:
-        run(["qemu-img", "resize", "-q", *luks.opening(path, form), str(size)], stdin=passphrase)
+        run(["qemu-img", "resize", "-q", *luks.opening(path, form), str(size)], luks.TIMEOUT, stdin=passphrase)
 
 
 def grow(path: str, form: str, size: int, passphrase: str | None = None) -> None:

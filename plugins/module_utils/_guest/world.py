@@ -10,6 +10,7 @@ PRIVATE to the collection: no promise of stability for users outside of it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import typing as t
 import urllib.parse
@@ -18,6 +19,7 @@ from .._core import virt, xml
 from .._core.errors import PhyllomeError
 from .._core.names import guest_uuid
 from . import build, domain, luks, passthrough, read_host, storage
+from .admission import Promised
 from .autostart import STARTER
 from .identity import places, snapshot_folder
 from .plan_power import DRI, VSOCK
@@ -39,6 +41,7 @@ class World:
     Attributes:
         host: see Host; only where something new needs it.
         memory: bytes of the host.
+        available: bytes of it that are left for this guest.
         namesake: uuid and name of another domain that has the guest's name or uuid.
         pools: by name; None for one that does not exist.
         networks: whether it is active, by name; None for one that does not exist.
@@ -47,12 +50,13 @@ class World:
         exists: whether there is a file, by path.
         images: what is in a file, by path, or why it is no image.
         chains: files of a disk from its overlay down to its base, by path of the overlay.
-        free: bytes that are free, by directory.
+        free: bytes that are left for this guest, by directory.
+        systems: number of the file system of such a directory.
         users: names of other guests that use a file, by path.
         libvirt: its version, as virConnectGetLibVersion has it.
         first: what a first boot depends on.
         cpus: how many processors the host has.
-        hugepages: how many are free, by their size in bytes.
+        hugepages: how many are left for this guest, by their size in bytes.
         cgroups: whether libvirt has control groups for guests; it has none for those of an ordinary user.
         passthrough: what its host devices depend on.
         clones: names of guests whose disks are based on the guest's; only where it may be started.
@@ -64,6 +68,7 @@ class World:
 
     host: Host | None = None
     memory: int = 0
+    available: int | None = None
     namesake: tuple[str, str] | None = None
     pools: t.Mapping[str, Pool | None] = dataclasses.field(default_factory=dict)
     networks: t.Mapping[str, bool | None] = dataclasses.field(default_factory=dict)
@@ -73,6 +78,7 @@ class World:
     images: t.Mapping[str, storage.Image | PhyllomeError] = dataclasses.field(default_factory=dict)
     chains: t.Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     free: t.Mapping[str, int] = dataclasses.field(default_factory=dict)
+    systems: t.Mapping[str, int] = dataclasses.field(default_factory=dict)
     users: t.Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     libvirt: int = 0
     first: First = dataclasses.field(default_factory=First)
@@ -115,6 +121,10 @@ class Look:
             self._libvirt = connection.getLibVersion()
             info = connection.getInfo()
             self._memory, self._cpus = info[1] * 1024**2, info[2]
+            self._available = read_host.available(connection)
+        self._hugepages = read_host.hugepages()
+        self._space: dict[int, int] = {}
+        self.promised = Promised()
         self._host: Host | None = None
         self._pools: dict[str, Pool | None] = {}
         self._networks: dict[str, bool | None] = {}
@@ -185,6 +195,8 @@ class Look:
                 images[disk.source.path] = self._image(disk.source.path, disk.source.checksum)
         locked = [disk for disk in disks if disk.passphrase is not None and disk.id in paths]
         directories = {os.path.dirname(path) for path in paths.values()}
+        directories = {each for each in directories if os.path.isdir(each) or each == self._home}
+        taken = functools.partial(self.promised.others, wanted.name, "memory")
         return dataclasses.replace(
             base,
             host=host,
@@ -195,13 +207,11 @@ class Look:
             exists=exists,
             images=images,
             chains=dict(_chains(disks, there)),
-            free={
-                directory: storage.free(directory)
-                for directory in directories
-                if os.path.isdir(directory) or directory == self._home
-            },
+            free={each: self.free(wanted.name, each) for each in directories},
+            systems={each: storage.system(each) for each in directories},
+            available=None if self._available is None else self._available - taken(0),
             first=self._first(wanted, there, paths),
-            hugepages=read_host.hugepages(),
+            hugepages={size: free - -(-taken(size) // size) for size, free in self._hugepages.items()},
             cgroups=read_host.cgroups() and not self._session,
             passthrough=self._passthrough(wanted, there),
             clones=self._clones(wanted, there),
@@ -209,6 +219,11 @@ class Look:
             keepers=dict(self._keepers(paths[disk.id] for disk in locked)),
             opens=dict(self._opened(locked, there, paths, exists, images)),
         )
+
+    def free(self, name: str, directory: str) -> int:
+        """Bytes of a directory that are left for a guest of this name."""
+        system, now = storage.system(directory), storage.free(directory)
+        return min(now, self._space.setdefault(system, now) - self.promised.others(name, "space", system))
 
     def _clones(self, wanted: Wanted, there: Guest | None) -> tuple[str, ...]:
         """Linked clones of a guest that may be started now."""

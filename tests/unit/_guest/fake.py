@@ -339,7 +339,7 @@ class Hypervisor:
         self.secrets: dict[str, Secret] = {}
         self.passphrases: dict[str, str] = {}
         """By which the files that are encrypted were made."""
-        self.places, self.kill_at = 0, 0
+        self.places, self.kill_at, self.available = 0, 0, 64 * GIB
         monkeypatch.setattr(virt, "libvirt", Library())
         monkeypatch.setattr(storage, "create", self._create)
         monkeypatch.setattr(storage, "grow", self._grow)
@@ -407,6 +407,9 @@ class Hypervisor:
 
     def getInfo(self) -> list[t.Any]:
         return ["x86_64", 65536, 8, 1, 1, 1, 8, 1]
+
+    def getMemoryStats(self, cell: int) -> dict[str, int]:
+        return {"total": 64 * GIB // 1024, "free": self.available // 1024, "buffers": 0, "cached": 0}
 
     def getDomainCapabilities(self, emulator: t.Any, arch: str, machine: str, kind: str) -> str:
         if kind == "kvm":

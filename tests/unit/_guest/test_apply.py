@@ -24,6 +24,7 @@ from ansible_collections.phyllome.virt.plugins.module_utils._guest import (
     spec,
     tables,
 )
+from ansible_collections.phyllome.virt.plugins.module_utils._guest.admission import Promised
 from ansible_collections.phyllome.virt.plugins.modules import phyllome_vm
 
 
@@ -215,7 +216,9 @@ def test_every_action_of_a_plan_is_known():
 def session(monkeypatch):
     @contextlib.contextmanager
     def opened(uri, read_only=False, keep_alive=False):
-        yield types.SimpleNamespace(getLibVersion=lambda: 9000000, getInfo=lambda: ["x86_64", 1024, 2])
+        yield types.SimpleNamespace(
+            getLibVersion=lambda: 9000000, getInfo=lambda: ["x86_64", 1024, 2], getMemoryStats=lambda cell: {}
+        )
 
     monkeypatch.setattr(virt, "session", opened)
 
@@ -276,7 +279,9 @@ class World:
 
 
 AUTOSTART = Change("autostart", "autostart", False, True, args={"flag": True})
-LOOK: typing.Any = types.SimpleNamespace(connection=None, fleeting=False, forget_images=lambda: None)
+LOOK: typing.Any = types.SimpleNamespace(
+    connection=None, fleeting=False, forget_images=lambda: None, promised=Promised()
+)
 
 
 def test_what_was_done_is_looked_at_again(monkeypatch, lab):

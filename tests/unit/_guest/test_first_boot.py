@@ -134,7 +134,8 @@ def test_another_content_is_reported_and_only_on_demand_a_new_instance(host):
     second = drive(host, "cloud-init")
     assert ("cloud_init.seed", first, None) in paths(made)
     assert (first in host.files, second in host.files) == (False, True)
-    assert host.guest().live.find("devices/disk/alias[@name='ua-cloud-init']/../source").get("file") == second
+    source = host.guest().live.find("devices/disk/alias[@name='ua-cloud-init']/../source")
+    assert source.attrib == {"file": second, "startupPolicy": "optional"}, "a guest that runs is moved without it, too"
     assert host.converge(disks=[ROOT], cloud_init={**other, "on_change": "reseed"})["changed"] is False
 
 

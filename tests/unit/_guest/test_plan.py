@@ -374,6 +374,17 @@ def test_a_run_that_was_cut_off_right_after_is_made_good(lab):
     assert [change.action for change in decision.plan] == ["volume.finish", "start"]
 
 
+def test_a_file_of_another_place_does_not_complete_the_one_that_was_cut_off(lab):
+    there = unfinished(lab)
+    disk = lab.device("disks", there.config, "root")
+    disk.getparent().remove(disk)  # by a person, who then declares another file for it
+    other = {"id": "root", "path": "/srv/other.qcow2"}
+    world = {"exists": {"/srv/other.qcow2": True}, "images": {"/srv/other.qcow2": Image("qcow2", GIB, 0)}}
+    decision = lab.decide(there, world=world, **{**AS_CAPTURED, "disks": [other]})
+    assert "volume.finish" not in [change.action for change in decision.plan]
+    assert lab.marker(decision.config).volume("root") == Volume("root", ROOT, made=False)
+
+
 def test_a_disk_that_has_vanished_is_not_made_anew(lab):
     text = said(lab, unfinished(lab, made=True), world={"exists": {ROOT: False}}, **AS_CAPTURED)
     assert f"disks.root: its file {ROOT} is gone: it was there before" in text

@@ -82,7 +82,7 @@ def fields(config: t.Any) -> dict[str, t.Any]:
     return there
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(first=WHOLE, then=WHOLE, more=MORE, obeys=st.booleans())
 def test_any_guest_to_any_other(first, then, more, obeys):
     then = {option: value for option, value in then.items() if option != "profile"}

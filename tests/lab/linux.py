@@ -30,7 +30,7 @@ MODULES = (
 _UDHCPC = b'#!/bin/sh\ncase "$1" in bound | renew) ip addr replace "$ip/${mask:-24}" dev "$interface" ;; esac\n'
 
 
-def _cpio(entries: Iterator[tuple[str, int, bytes]]) -> bytes:
+def archive(entries: Iterator[tuple[str, int, bytes]]) -> bytes:
     """An archive that the kernel unpacks (the format "newc" of cpio(5))."""
     out = bytearray()
 
@@ -86,7 +86,7 @@ def _build(folder: Path) -> None:
         for package in tree.glob("*.deb"):
             call("dpkg-deb", "-x", str(package), str(tree))
         (folder / "vmlinuz").write_bytes(next((tree / "boot").glob("vmlinuz-*")).read_bytes())
-        (folder / "initrd").write_bytes(gzip.compress(_cpio(_entries(tree)), 6, mtime=0))
+        (folder / "initrd").write_bytes(gzip.compress(archive(_entries(tree)), 6, mtime=0))
 
 
 def images() -> Path:

@@ -3,7 +3,7 @@
 Usage: python3 steps.py FOLDER STEP < PARAMETERS
 
 FOLDER holds the collection as it is installed. Whatever changes a host is a step: calls of libvirt that write, and
-files that are written, renamed or removed. Prints how many steps there were, or dies by SIGKILL before step STEP.
+files that are written, renamed or removed. Prints the names of the steps, or dies by SIGKILL before step STEP.
 """
 
 from __future__ import annotations
@@ -32,13 +32,16 @@ class Steps:
     """Counts steps, and dies before one of them."""
 
     def __init__(self, last: int) -> None:
-        self.last, self.done = last, 0
+        self.last = last
+        self.done: list[str] = []
 
     def before(self, call: t.Callable[..., t.Any]) -> t.Callable[..., t.Any]:
         def stepping(*arguments: t.Any, **options: t.Any) -> t.Any:
-            if self.done == self.last:
+            if str(arguments[-1]).endswith(".progress"):  # for people: nothing depends on it
+                return call(*arguments, **options)
+            if len(self.done) == self.last:
                 os.kill(os.getpid(), signal.SIGKILL)
-            self.done += 1
+            self.done.append(call.__name__)
             return call(*arguments, **options)
 
         return stepping

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
@@ -16,16 +17,26 @@ import pytest
 
 from ansible_collections.phyllome.virt.tests.fleet import runner
 from ansible_collections.phyllome.virt.tests.fleet.conftest import Site
+from ansible_collections.phyllome.virt.tests.fleet.moves import IMAGES, Drive, drives, files, order, other
 from ansible_collections.phyllome.virt.tests.lab.errors import LabError
+
+driver = pytest.fixture(scope="module")(drives)
 
 LIBVIRTD = "/usr/sbin/libvirtd"
 QEMU = "qemu-system-x86_64.*guest=mover"
 UNIT = "^/usr/bin/python3$"
 UNITS = ["systemctl", "list-units", "--plain", "--no-legend", "--state=active", "phyllome-mig-*"]
-IMAGES = "/var/lib/libvirt/images"
+#: What moves could leave on a host: files, pools and units, and a line for each record of a move.
+LEFT = f"""
+ls -A {IMAGES} /run/phyllome /var/lib/phyllome/migrations
+virsh pool-list --all --name
+{" ".join(UNITS[:-1])} --all 'phyllome-mig-*'
+grep -l '"mover"' /var/lib/phyllome/migrations/*.json | sed 's/.*/record/'
+"""
 SLOW = 1  # MiB/s: long enough to break something in the middle
 
-#: Runs on a host: kills a process as soon as libvirt there says that the guest has stopped, which is when it changes hosts.
+#: Runs on a host: sends a signal to a process as soon as libvirt there says that the guest has stopped, which is when it
+#: changes hosts.
 TRIGGER = r"""
 import os, re, sys, libvirt
 def note(dummy, domain, event, detail, opaque):
@@ -35,7 +46,7 @@ def note(dummy, domain, event, detail, opaque):
             with open(f"/proc/{pid}/cmdline", "rb") as stream:
                 line = stream.read().rstrip(b"\0").replace(b"\0", b" ").decode()
             if re.search(sys.argv[1], line) and int(pid) != os.getpid():
-                os.kill(int(pid), 9)
+                os.kill(int(pid), int(sys.argv[2]))
                 struck = True
         os._exit(0 if struck else 1)
 libvirt.virEventRegisterDefaultImpl()
@@ -45,6 +56,13 @@ print("ready", flush=True)
 while True:
     libvirt.virEventRunDefaultImpl()
 """
+
+
+@dataclasses.dataclass
+class Hurried(Site):
+    """Hosts that notice soon that another one is silent, and runs of moves there without Ansible, which are soon over."""
+
+    drive: Drive
 
 
 class Watch:
@@ -79,12 +97,11 @@ class Watch:
 class Move:
     """A move of the guest to the other host, whichever that is."""
 
-    def __init__(self, site: Site, guest: dict[str, t.Any]) -> None:
-        self.site, self.guest = site, guest
+    def __init__(self, site: Site) -> None:
+        self.site = site
         [self.source] = site.running("mover")
-        self.target = {"alpha": "beta", "beta": "alpha"}[self.source]
-        uri = f"qemu+tls://{site.fleet.host(self.target).address}/system"
-        self.order = {"name": "mover", "source": self.source, "destination": self.target, "destination_uri": uri}
+        self.target = other(self.source)
+        self.order = order(site, "mover", self.source)
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -133,12 +150,23 @@ class Move:
 
     def leftovers(self, host: str) -> list[str]:
         """Files of the guest in the pool, the retained ones aside."""
-        names = self.site.fleet.host(host).run(["ls", "-A", IMAGES]).stdout.split()
-        return [name for name in names if "mover" in name and "retained" not in name]
+        return files(self.site, host, "mover")
+
+    @contextlib.contextmanager
+    def when_the_guest_stops(self, host: str, victim: str, number: signal.Signals = signal.SIGKILL) -> t.Iterator[None]:
+        """Begin, and send a signal to a process on a host when libvirt there says that the guest has stopped."""
+        trigger = subprocess.Popen(
+            self.site.fleet.host(host).entering(["python3", "-c", TRIGGER, victim, str(int(number))]),
+            stdout=subprocess.PIPE,
+        )
+        assert trigger.stdout and trigger.stdout.readline() == b"ready\n"
+        self.start()
+        yield
+        assert trigger.wait(timeout=120) == 0
 
 
 @pytest.fixture(scope="module")
-def hurried(site: Site) -> t.Iterator[Site]:
+def hurried(site: Site, driver: Drive) -> t.Iterator[Hurried]:
     """Hosts that notice in 12 s, and not in 30, that another one is silent."""
     for host in site.fleet.hosts:
         for name in ("qemu", "libvirtd"):
@@ -151,14 +179,14 @@ def hurried(site: Site) -> t.Iterator[Site]:
                 ]
             )
         host.run(["systemctl", "restart", "libvirtd"])
-    yield site
+    yield Hurried(site.fleet, site.folder, site.checksum, driver)
     for host in site.fleet.hosts:
         host.run(["sh", "-c", "cd /etc/libvirt; mv qemu.conf.before qemu.conf; mv libvirtd.conf.before libvirtd.conf"])
         host.run(["systemctl", "restart", "libvirtd"])
 
 
 @pytest.fixture(scope="module")
-def mover(hurried: Site) -> t.Iterator[dict[str, t.Any]]:
+def mover(hurried: Hurried) -> t.Iterator[dict[str, t.Any]]:
     """A guest with enough on its disk for a slow move. Each test moves it to the other host."""
     site = hurried
     guest = site.guest("mover", "alpha", autostart=True)
@@ -170,6 +198,10 @@ def mover(hurried: Site) -> t.Iterator[dict[str, t.Any]]:
     counts(site, "alpha", 2, 0)
     yield guest
     site.remove("mover")
+    for host in site.fleet.hosts:  # so many moves later
+        found = host.run(["sh", "-c", LEFT]).stdout.split()
+        assert not [name for name in found if name.startswith(("phyllome-", ".phy-")) or name.endswith(".new")], found
+        assert sum(name.startswith("mover-root") for name in found) <= 1 >= found.count("record"), found
 
 
 def counts(site: Site, host: str, boots: int, more_than: int) -> None:
@@ -182,7 +214,7 @@ def counts(site: Site, host: str, boots: int, more_than: int) -> None:
 
 
 @contextlib.contextmanager
-def moving(site: Site, guest: dict[str, t.Any], mib: int = SLOW, restarts: int = 0) -> t.Iterator[Move]:
+def moving(site: Hurried, guest: dict[str, t.Any], mib: int = SLOW, restarts: int = 0) -> t.Iterator[Move]:
     """A move to the other host under way; afterwards, at full speed, a run has finished it and nothing was lost.
 
     Args:
@@ -191,7 +223,7 @@ def moving(site: Site, guest: dict[str, t.Any], mib: int = SLOW, restarts: int =
         mib: speed in MiB a second; 0 for a move that only begins in the block.
         restarts: how often the guest has to be started again, because its memory was lost with its host.
     """
-    move = Move(site, guest)
+    move = Move(site)
     source, target = move.source, move.target
     before = site.counted(source, "mover")
     site.virsh(source, "migrate-setspeed", "mover", str(mib or 1000))
@@ -205,11 +237,11 @@ def moving(site: Site, guest: dict[str, t.Any], mib: int = SLOW, restarts: int =
         if restarts:  # who declares that it runs has it started
             moved = {**guest, "host": target}
             site.run([moved]).ok()
-            assert site.run([moved]).ok().changed == {"alpha": 0, "beta": 0}
         else:
-            finished = site.module("vm_migrate", source, move.order)
-            assert not finished.get("failed") and finished["classification"] == 2, finished
-            assert site.module("vm_migrate", source, move.order)["changed"] is False
+            finished = site.drive(source, 10**6, move.order)
+            assert finished and finished["result"]["classification"] == 2, finished
+        again = site.drive(source, 10**6, move.order)
+        assert again and again["result"]["changed"] is False, again
         assert site.where("mover") == [target] == site.running("mover")
         assert move.leftovers(source) == []
         assert move.leftovers(target) == [os.path.basename(site.disk(target, "mover"))]
@@ -222,7 +254,7 @@ def moving(site: Site, guest: dict[str, t.Any], mib: int = SLOW, restarts: int =
     [("target", LIBVIRTD), ("source", LIBVIRTD), ("target", QEMU), ("source", UNIT)],
     ids=["libvirtd at the destination", "libvirtd at the source", "QEMU at the destination", "the unit"],
 )
-def test_something_dies_in_the_middle(hurried: Site, mover: dict[str, t.Any], end: str, victim: str) -> None:
+def test_something_dies_in_the_middle(hurried: Hurried, mover: dict[str, t.Any], end: str, victim: str) -> None:
     with moving(hurried, mover) as move:
         move.strike(getattr(move, end), victim)
 
@@ -233,34 +265,72 @@ def test_something_dies_in_the_middle(hurried: Site, mover: dict[str, t.Any], en
     ids=["libvirtd at the source", "the unit", "libvirtd at the destination"],
 )
 def test_something_dies_when_the_guest_changes_hosts(
-    hurried: Site, mover: dict[str, t.Any], end: str, victim: str
+    hurried: Hurried, mover: dict[str, t.Any], end: str, victim: str
 ) -> None:
     """Its CPUs have stopped at the source, or it has arrived at the destination and waits to be resumed."""
+    with moving(hurried, mover, mib=0) as move, move.when_the_guest_stops(getattr(move, end), victim):
+        pass
+
+
+@pytest.mark.parametrize("end", ["source", "target"])
+def test_a_host_loses_its_power_when_the_guest_is_handed_over(
+    hurried: Hurried, mover: dict[str, t.Any], end: str
+) -> None:
+    """It has left the source and waits at the destination, which nobody tells to resume it."""
+    with moving(hurried, mover, mib=0, restarts=int(end == "target")) as move:
+        with move.when_the_guest_stops(move.source, UNIT, signal.SIGSTOP):
+            deadline = time.monotonic() + 120
+            while (  # the source's libvirt has to hear that it arrived, and stop its own
+                "mover" not in hurried.virsh(move.target, "list", "--name", "--state-paused").split()
+                or "mover" in hurried.virsh(move.source, "list", "--name").split()
+            ):
+                assert time.monotonic() < deadline, "the guest was not handed over"
+                time.sleep(0.2)
+        host = getattr(move, end)
+        hurried.fleet.host(move.source).kill(UNIT)  # the one that stands still
+        hurried.fleet.host(host).poweroff()
+        hurried.fleet.boot(host)
+        assert hurried.running("mover") == []
+
+
+@pytest.mark.parametrize("when", ["it prepares", "it defines the guest at the end"])
+def test_the_destination_refuses(hurried: Hurried, mover: dict[str, t.Any], when: str) -> None:
+    """libvirt undoes the move, and what we have made there is removed."""
+    hook, folder = "/etc/libvirt/hooks/qemu.d/refuse", "/etc/libvirt/qemu"
     with moving(hurried, mover, mib=0) as move:
-        trigger = subprocess.Popen(
-            hurried.fleet.host(getattr(move, end)).entering(["python3", "-c", TRIGGER, victim]), stdout=subprocess.PIPE
-        )
-        assert trigger.stdout and trigger.stdout.readline() == b"ready\n"
-        move.start()
-        assert trigger.wait(timeout=120) == 0
+        target = hurried.fleet.host(move.target)
+        if when == "it prepares":
+            target.write(hook, "#!/bin/sh\n[ $1-$2 != mover-prepare ] || { echo not today >&2; exit 1; }\n")
+            target.run(["chmod", "755", hook])
+        else:
+            target.run(["mount", "--bind", "-o", "ro", folder, folder])
+        try:
+            move.start()
+            said = move.said()
+        finally:
+            target.run(["rm", hook] if when == "it prepares" else ["umount", folder])
+        assert "The migration of mover failed" in said
+        assert ("not today" if when == "it prepares" else "Read-only file system") in said
+        assert hurried.running("mover") == [move.source] == hurried.where("mover")
+        assert move.leftovers(move.target) == []
 
 
-def test_a_hanging_qemu_at_the_destination_is_removed(hurried: Site, mover: dict[str, t.Any]) -> None:
+def test_a_hanging_qemu_at_the_destination_is_removed(hurried: Hurried, mover: dict[str, t.Any]) -> None:
     """libvirt there cannot undo the migration: it waits for a QEMU that answers no more."""
     with moving(hurried, mover) as move:
         move.strike(move.target, QEMU, signal.SIGSTOP)
         move.strike(move.target, LIBVIRTD)
 
 
-def test_somebody_aborts_the_migration(hurried: Site, mover: dict[str, t.Any]) -> None:
+def test_somebody_aborts_the_migration(hurried: Hurried, mover: dict[str, t.Any]) -> None:
     with moving(hurried, mover) as move:
         hurried.virsh(move.source, "domjobabort", "mover")
         assert "The migration of mover failed" in move.said()
         assert hurried.running("mover") == [move.source] and move.leftovers(move.target) == []
 
 
-def test_the_destination_s_disk_fills_up(hurried: Site, mover: dict[str, t.Any]) -> None:
-    target = Move(hurried, mover).target
+def test_the_destination_s_disk_fills_up(hurried: Hurried, mover: dict[str, t.Any]) -> None:
+    target = Move(hurried).target
     beside = hurried.fleet.host(target)
     beside.limit(IMAGES, "64M")
     try:
@@ -274,7 +344,7 @@ def test_the_destination_s_disk_fills_up(hurried: Site, mover: dict[str, t.Any])
             beside.unlimit(IMAGES)
 
 
-def test_the_controller_dies_in_the_middle(hurried: Site, mover: dict[str, t.Any]) -> None:
+def test_the_controller_dies_in_the_middle(hurried: Hurried, mover: dict[str, t.Any]) -> None:
     """The move goes on in its unit, and the next run attaches to it."""
     with moving(hurried, mover, mib=4) as move:
         move.kill_the_controller()
@@ -285,7 +355,7 @@ def test_the_controller_dies_in_the_middle(hurried: Site, mover: dict[str, t.Any
     assert hurried.fleet.host(move.source).run(UNITS).stdout == ""
 
 
-def test_the_last_reply_is_lost(hurried: Site, mover: dict[str, t.Any]) -> None:
+def test_the_last_reply_is_lost(hurried: Hurried, mover: dict[str, t.Any]) -> None:
     """What makes stock libvirt run a guest twice: the destination's answer to Finish never arrives."""
     with moving(hurried, mover, mib=8) as move:
         with hurried.fleet.dropping(move.target, move.source, 16514, side="sport"):
@@ -293,7 +363,7 @@ def test_the_last_reply_is_lost(hurried: Site, mover: dict[str, t.Any]) -> None:
         assert hurried.running("mover") in ([move.source], [move.target])
 
 
-def test_the_cable_is_pulled_for_longer_than_libvirt_waits(hurried: Site, mover: dict[str, t.Any]) -> None:
+def test_the_cable_is_pulled_for_longer_than_libvirt_waits(hurried: Hurried, mover: dict[str, t.Any]) -> None:
     """Without keep-alives the destination drops its copy; the source undoes the move when it can."""
     with moving(hurried, mover) as move:
         target = hurried.fleet.host(move.target)
@@ -306,20 +376,20 @@ def test_the_cable_is_pulled_for_longer_than_libvirt_waits(hurried: Site, mover:
         target.link(up=True)
 
 
-def test_the_destination_loses_its_power(hurried: Site, mover: dict[str, t.Any]) -> None:
+def test_the_destination_loses_its_power(hurried: Hurried, mover: dict[str, t.Any]) -> None:
     with moving(hurried, mover) as move:
         hurried.fleet.host(move.target).poweroff()
         hurried.fleet.boot(move.target)
         assert hurried.running("mover") == [move.source]
 
 
-def test_the_source_s_qemu_dies(hurried: Site, mover: dict[str, t.Any]) -> None:
+def test_the_source_s_qemu_dies(hurried: Hurried, mover: dict[str, t.Any]) -> None:
     """What it had on its disk there is the truth, and nothing has moved yet."""
     with moving(hurried, mover, restarts=1) as move:
         move.strike(move.source, QEMU)
 
 
-def test_the_source_loses_its_power(hurried: Site, mover: dict[str, t.Any]) -> None:
+def test_the_source_loses_its_power(hurried: Hurried, mover: dict[str, t.Any]) -> None:
     """The guest does not start with it: first it is to be known where it is."""
     with moving(hurried, mover, restarts=1) as move:
         hurried.fleet.host(move.source).poweroff()

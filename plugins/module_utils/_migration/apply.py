@@ -65,6 +65,7 @@ class Mover:
         self.told = Told()
         self.failure: PhyllomeError | None = None
         self.op = ""
+        self.switching = False  # the guest stands still, and each question to its QEMU would make that longer
 
     def compare_clocks(self, volume: t.Any) -> None:
         """Warn when the clock of the destination, where a file was just made, is not that of this host."""

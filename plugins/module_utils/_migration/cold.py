@@ -53,6 +53,7 @@ class Cold:
         self._stumbled = False
         self._stopping: float | None = None
         self._boot = ""
+        self._placed = False
 
     @staticmethod
     def has(view: View) -> bool:
@@ -285,6 +286,7 @@ class Cold:
             self.discard(view)
             return
         place(self.pair.destination.connection.lookupByUUIDString(view.uuid), view.op_id, there.host)
+        self._placed = True
         self.mover.commit(view, sync=True)
 
     def _incomplete(self, view: View) -> bool:
@@ -309,7 +311,7 @@ class Cold:
         with virt.saying(f"Cannot finish the move of {view.name} on {there.name}"):
             domain = there.connection.lookupByUUIDString(view.uuid)
             if mark is not None and mark.phase == "arriving":
-                if view.destination.state == "off":
+                if view.destination.state == "off" and not self._placed:  # by this run, which would only wait again
                     place(domain, view.op_id, there.name)
                 if mark.autostart:
                     domain.setAutostart(1)
@@ -354,8 +356,11 @@ class Cold:
                 kind = "nvram" if name == "nvram" else "tpm"
                 self.told.identity[kind] = {"file": path, "source": digest, "destination": digest, "same": True}
                 continue
-            volume = virt.found(lambda path=path: connection.storageVolLookupByPath(path))  # type: ignore[misc]
-            dummy, virtual, after = volume.info() if volume is not None else (None, None, None)
+            with files.folder(
+                connection, os.path.dirname(path), self.mover.op
+            ) as volumes:  # which has just got its name
+                volume = volumes.get(os.path.basename(path))
+                dummy, virtual, after = volume.info() if volume is not None else (None, None, None)
             self.told.disks.append(
                 {
                     "target": name.split(".")[1] if name else None,

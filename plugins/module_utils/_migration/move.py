@@ -44,16 +44,16 @@ def move(params: dict[str, t.Any], check_mode: bool, progress: Progress | None =
         PhyllomeError: the guest is not at the destination afterwards, or not everything of it is;
             the facts say where it is and what is left where.
     """
-    order = accept(params)
+    order, began = accept(params), time.monotonic()
     with Pair(order, Journal()) as pair:
-        return _Run(pair, progress or Progress()).go(check_mode)
+        return _Run(pair, progress or Progress(), began).go(check_mode)
 
 
 class _Run:
-    def __init__(self, pair: Pair, progress: Progress) -> None:
+    def __init__(self, pair: Pair, progress: Progress, began: float) -> None:
         self._pair = pair
         self._progress = progress
-        self._began = time.monotonic()
+        self._began = began
         self._mover = Mover(pair, progress)
         self._cold = Cold(self._mover)
         self._undo = undo.Undo(self._mover, self._cold)

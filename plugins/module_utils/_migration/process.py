@@ -31,6 +31,7 @@ class Qemu:
     def __init__(self, name: str, uuid: str) -> None:
         self._name = name
         self._handle: int | None = None
+        self._seen: tuple[int, int] | None = None
         self.pid = _pid(name, uuid)
         with contextlib.suppress(OSError, AttributeError):  # Linux 5.3, and a Python that was built for it
             self._handle = os.pidfd_open(self.pid) if self.pid else None
@@ -67,7 +68,15 @@ class Qemu:
         QEMU_MIGRATION_PHASE_CONFIRM3).
         """
         try:
+            status = os.stat(f"{RUN}/{self._name}.xml")
+            seen = (
+                status.st_ino,
+                status.st_mtime_ns,
+            )  # libvirt replaces the file; asked often, it is read when that happened
+            if seen == self._seen:
+                return False
             with open(f"{RUN}/{self._name}.xml", "rb") as stream:
+                self._seen = seen
                 return _CONFIRMED.search(stream.read()) is not None
         except OSError:
             return False

@@ -89,16 +89,20 @@ def mask_of(entry: str) -> int:
 
 def entry_of(data: bytes, sums: bool = True) -> str:
     """What is said of a chunk with these bytes; without sums it has no digest."""
-    summed, mask, count = hashlib.sha256(), 0, -(-len(data) // BLOCK)
-    for number in range(count):
-        block = data[number * BLOCK : (number + 1) * BLOCK]
-        if block != _ZEROS[: len(block)]:
+    mask, full = 0, []
+    for number, begin in enumerate(range(0, len(data), BLOCK)):
+        end = min(begin + BLOCK, len(data))
+        if not data.startswith(_ZEROS if end - begin == BLOCK else bytes(end - begin), begin):  # compares in place
             mask |= 1 << number
-            if sums:
-                summed.update(block)
+            full.append((begin, end))
     if not mask:
         return EMPTY
-    return f"{mask:04x}{summed.hexdigest()[:32]}" if sums else f"{mask:04x}-"
+    if not sums:
+        return f"{mask:04x}-"
+    summed, view = hashlib.sha256(), memoryview(data)
+    for begin, end in _joined(full):
+        summed.update(view[begin:end])
+    return f"{mask:04x}{summed.hexdigest()[:32]}"
 
 
 def extents(descriptor: int, start: int, end: int) -> t.Iterator[tuple[int, int]]:

@@ -109,7 +109,7 @@ class Monitor:
 
     def look(self) -> None:
         """Look, if it is time to. A migration that begins or ends just now has nothing to say."""
-        if time.monotonic() - self._looked < POLL:
+        if self._mover.switching or time.monotonic() - self._looked < POLL:
             return
         self._looked = time.monotonic()
         with contextlib.suppress(virt.libvirt.libvirtError):
@@ -174,9 +174,10 @@ class Handover:
         lib = virt.libvirt
         if event == lib.VIR_DOMAIN_EVENT_SUSPENDED and detail == lib.VIR_DOMAIN_EVENT_SUSPENDED_MIGRATED:
             self._stopped_at = time.monotonic()
+            self._mover.switching = True
             self._stopped.set()
         elif event == lib.VIR_DOMAIN_EVENT_RESUMED:  # the source goes on: from now on its death proves nothing
-            self._over = True
+            self._mover.switching, self._over = False, True
 
     def _note_there(self, dummy: t.Any, domain: t.Any, event: int, dummy_detail: int, dummy_opaque: t.Any) -> None:
         if event == virt.libvirt.VIR_DOMAIN_EVENT_SUSPENDED and domain.UUIDString() == self._view.uuid:
@@ -184,7 +185,7 @@ class Handover:
 
     def end(self) -> None:
         """The migration is over: stop looking."""
-        self._over = True
+        self._mover.switching, self._over = False, True
         self._stopped.set()
         self._thread.join()
         for connection, number in self._listening:

@@ -192,6 +192,7 @@ class Undo:
             )
             domain.undefineFlags(undefine_flags())
         self.pair.journal.save(dataclasses.replace(record, phase="returned", retained={}))
+        self.pair.journal.forget_notes(record.op_id)  # the destination has nothing under the names that they tell of
 
     def _leaving(self, mark: Mark, guest: Guest) -> Mark:
         own = [disk.path for disk in guest.disks] + ([guest.nvram] if guest.nvram else [])

@@ -16,12 +16,17 @@ fails (https://libvirt.org/hooks.html). What it goes by is the mark that vm_migr
 
 from __future__ import annotations
 
+import sys
+
+# libvirt asks at every turn of a guest's life and waits for each answer, also in the middle of a live move.
+if __name__ == "__main__" and sys.argv[2:3] != ["prepare"]:
+    sys.exit()
+
 import contextlib
 import json
 import os
 import pwd
 import re
-import sys
 import uuid as uuids
 
 from lxml import etree
@@ -95,10 +100,8 @@ def own(staged: str, path: str) -> None:
         os.chmod(each, mode)
 
 
-def refusal(name: str, operation: str, text: bytes) -> str | None:
+def refusal(name: str, text: bytes) -> str | None:
     """Why the guest is not started; None when nothing stands against it."""
-    if operation != "prepare":
-        return None
     uuid, said = marked(text)
     if said.get("phase") in ("arriving", "returning"):
         place(json.loads(said.get("files", "{}")), said["op_id"], former(uuid, said))
@@ -117,9 +120,9 @@ def refusal(name: str, operation: str, text: bytes) -> str | None:
 
 def main() -> None:
     """As libvirt calls it: guest, operation, sub-operation, extra argument."""
-    name, operation = sys.argv[1:3]
+    name = sys.argv[1]
     try:
-        why = refusal(name, operation, sys.stdin.buffer.read())
+        why = refusal(name, sys.stdin.buffer.read())
     except (OSError, ValueError, KeyError, etree.XMLSyntaxError) as exc:
         why = f"The guest {name} is not started: whether it is being moved cannot be told: {exc}"
     if why:

@@ -410,3 +410,10 @@ def test_a_destination_without_the_hook_gets_nothing(play, monkeypatch):
     monkeypatch.undo()
     play.run(state="rolled_back")
     play.restored(False)
+
+
+def test_a_move_that_is_made_again_after_it_was_taken_back_counts_anew(play):
+    for dummy in range(2):
+        (disk,) = play.run()["disks"]
+        assert disk["bytes_sent"] <= disk["allocated_before"] * 1.05
+        assert play.run(state="rolled_back")["phase"] == "rolled_back"

@@ -110,6 +110,7 @@ def test_a_guest_whose_memory_is_fetched_is_given_up_and_not_aborted_any_more(tm
         progress=Progress(),
         order=types.SimpleNamespace(policy=Policy(on_stall="post_copy")),
         told=Told(),
+        switching=False,
         commit=lambda view, sync: Mover.commit(mover, view, sync),
     )
     monitor = transfer.Monitor(mover, view, guest, True)

@@ -66,3 +66,12 @@ def test_what_libvirt_has_decided(tmp_path, monkeypatch, job, given_up):
     if job is not None:
         (tmp_path / "web.xml").write_text(f"<domstatus state='paused'>\n  {job}\n</domstatus>\n")
     assert process.Qemu("web", UUID).is_given_up() is given_up
+
+
+def test_what_libvirt_decides_while_it_is_watched(tmp_path, monkeypatch):
+    monkeypatch.setattr(process, "RUN", str(tmp_path))
+    seen = process.Qemu("web", UUID)
+    for phase, given_up in (("perform3_done", False), ("perform3_done", False), ("confirm3", True)):
+        (tmp_path / "new").write_text(f"<domstatus><job type='none' async='migration out' phase='{phase}'></domstatus>")
+        (tmp_path / "new").rename(tmp_path / "web.xml")
+        assert [seen.is_given_up(), seen.is_given_up()] == [given_up, False]  # the file that was read is not read again

@@ -254,7 +254,7 @@ class Domain:
 
         fence.place = placed
         try:
-            return t.cast("str | None", fence.refusal(self.name(), "prepare", self.XMLDesc().encode()))
+            return t.cast("str | None", fence.refusal(self.name(), self.XMLDesc().encode()))
         except ValueError as exc:
             return str(exc)
         finally:

@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import shlex
 import time
 import typing as t
@@ -49,6 +51,15 @@ def is_news(told: dict[str, t.Any], before: dict[str, t.Any] | None, seconds: fl
     return bool(told.get("percent", 0) >= before.get("percent", 0) + 10)
 
 
+def orphaned() -> bool:
+    """Whether the Ansible that this worker works for was killed: the worker goes on with the items of its loop.
+
+    A later run may want these guests elsewhere, and knows nothing of the worker.
+    """
+    parent = multiprocessing.parent_process()
+    return parent is not None and parent.pid != os.getppid()
+
+
 class ActionModule(ActionBase):
     """Runs the module. Check mode and ``async`` are the module's alone."""
 
@@ -56,6 +67,11 @@ class ActionModule(ActionBase):
 
     def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
         result: dict[str, t.Any] = super().run(tmp, task_vars)
+        if orphaned():
+            result.update(
+                failed=True, msg="Nothing more is moved: the Ansible that wanted it was killed. Run it again."
+            )
+            return result
         detach = not (self._task.async_val or self._task.check_mode)
         arguments = {**self._task.args, "_detach": True} if detach else self._task.args
         result.update(self._execute_module(module_args=arguments, task_vars=task_vars, wrap_async=self._task.async_val))

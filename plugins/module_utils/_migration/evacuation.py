@@ -5,7 +5,7 @@
 """Where the guests of a host can go when it has to be empty. Pure.
 
 Each guest moves once, and no guest of another host moves to make room. Either there is a place for all, or none moves.
-What was chosen by a run that was cut off stays chosen: its workers may outlive it and go on with that.
+What was chosen by a run that was cut off stays chosen: a move that has begun goes on without it.
 
 PRIVATE to the collection: no promise of stability for users outside of it.
 """

@@ -5,6 +5,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import signal
+import time
+import unittest.mock
+
 import pytest
 
 from ansible_collections.phyllome.virt.plugins.action import vm_migrate
@@ -99,3 +104,34 @@ def test_a_lost_connection_does_not_end_it(monkeypatch):
     monkeypatch.setattr(vm_migrate, "PATIENCE", -1)
     with pytest.raises(vm_migrate.AnsibleConnectionFailure):
         follow(Host(lost))
+
+
+def worker(told):
+    action = vm_migrate.ActionModule.__new__(vm_migrate.ActionModule)
+    told.send(vm_migrate.orphaned())
+    told.recv()
+    deadline = time.monotonic() + 60
+    while not vm_migrate.orphaned() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    with unittest.mock.patch.object(vm_migrate.ActionBase, "run", return_value={}):
+        told.send(action.run())
+
+
+def controller(told):
+    multiprocessing.get_context("fork").Process(target=worker, args=(told,)).start()
+    signal.pause()
+
+
+def test_a_worker_whose_controller_was_killed_moves_nothing_more():
+    assert not vm_migrate.orphaned()
+    fork = multiprocessing.get_context("fork")
+    ours, theirs = fork.Pipe()
+    parent = fork.Process(target=controller, args=(theirs,))
+    parent.start()
+    assert ours.poll(60) and ours.recv() is False
+    parent.kill()
+    parent.join()
+    ours.send("go on")
+    assert ours.poll(60)
+    said = ours.recv()
+    assert said["failed"] and "Nothing more is moved" in said["msg"]

@@ -9,7 +9,7 @@ import typing as t
 import pytest
 
 from ansible_collections.phyllome.virt.tests.fleet import runner
-from ansible_collections.phyllome.virt.tests.fleet.conftest import IMAGE, SITE, Built, Site
+from ansible_collections.phyllome.virt.tests.fleet.conftest import IMAGE, SITE, Site
 
 FOREIGN = """
 <domain type='qemu'>
@@ -87,17 +87,16 @@ class Refused:
 
 
 @pytest.fixture(scope="module")
-def refused(bare: Site, built: Built) -> t.Iterator[Refused]:
-    built.first.ok()
-    good = bare.guest("good", "alpha", state="stopped")
-    bare.fleet.host("alpha").limit(FULL, "64K")
-    bad = [{**bare.guest(f"bad{number}", "alpha"), **guest} for number, (guest, dummy) in enumerate(BAD)]
-    bare.run([good]).ok()
-    states = [files(bare)]
+def refused(site: Site) -> t.Iterator[Refused]:
+    good = site.guest("good", "alpha", state="stopped")
+    site.fleet.host("alpha").limit(FULL, "64K")
+    bad = [{**site.guest(f"bad{number}", "alpha"), **guest} for number, (guest, dummy) in enumerate(BAD)]
+    site.run([good]).ok()
+    states = [files(site)]
     errors = []
     for flags in (["--check"], []):
         good["memory"] = "80MiB"
-        run = bare.run([*bad, good], *flags)
+        run = site.run([*bad, good], *flags)
         assert run.status != 0
         results = [
             item
@@ -106,13 +105,13 @@ def refused(bare: Site, built: Built) -> t.Iterator[Refused]:
             if isinstance(item, dict) and str(item.get("name")) in {guest["name"] for guest in bad}
         ]
         errors.append({item["name"]: item["msg"] for item in results if item["failed"]})
-        states.append(files(bare))
-    there = "81920" in bare.virsh("alpha", "dominfo", "good")
-    assert bare.guests("alpha") & {guest["name"] for guest in bad} == set()
+        states.append(files(site))
+    there = "81920" in site.virsh("alpha", "dominfo", "good")
+    assert site.guests("alpha") & {guest["name"] for guest in bad} == set()
     before, after_check, after = states
     yield Refused(there, before, after_check, after, errors)
-    bare.fleet.host("alpha").unlimit(FULL)
-    bare.remove("good")
+    site.fleet.host("alpha").unlimit(FULL)
+    site.remove("good")
 
 
 @pytest.mark.parametrize("number", range(len(BAD)))

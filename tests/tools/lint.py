@@ -126,7 +126,7 @@ def run(name: str, job: Job) -> results.Check:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            timeout=900,
+            timeout=3600,
         )
         failed, output = done.returncode != 0, done.stdout
     except (OSError, subprocess.TimeoutExpired) as error:

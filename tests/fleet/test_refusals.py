@@ -89,14 +89,18 @@ class Refused:
 @pytest.fixture(scope="module")
 def refused(site: Site) -> t.Iterator[Refused]:
     good = site.guest("good", "alpha", state="stopped")
-    site.fleet.host("alpha").limit(FULL, "64K")
+    site.fleet.host("alpha").limit(FULL, "6M")  # room for one disk
+    disks = good["disks"]
     bad = [{**site.guest(f"bad{number}", "alpha"), **guest} for number, (guest, dummy) in enumerate(BAD)]
     site.run([good]).ok()
+    guests = list(bad)
+    guests.insert(next(place for place, guest in enumerate(bad) if FULL in str(guest)), good)
     states = [files(site)]
     errors = []
     for flags in (["--check"], []):
         good["memory"] = "80MiB"
-        run = site.run([*bad, good], *flags)
+        good["disks"] = [*disks, {"id": "more", "size": "1MiB", "path": f"{FULL}/more.qcow2"}]
+        run = site.run(guests, *flags)
         assert run.status != 0
         results = [
             item
@@ -110,8 +114,8 @@ def refused(site: Site) -> t.Iterator[Refused]:
     assert site.guests("alpha") & {guest["name"] for guest in bad} == set()
     before, after_check, after = states
     yield Refused(there, before, after_check, after, errors)
-    site.fleet.host("alpha").unlimit(FULL)
     site.remove("good")
+    site.fleet.host("alpha").unlimit(FULL)
 
 
 @pytest.mark.parametrize("number", range(len(BAD)))

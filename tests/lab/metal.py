@@ -37,7 +37,12 @@ BOOT, RESUME = 1800, 900
 CMDLINE = f"root=UUID={image.ROOT_UUID} ro {image.WORDS}"
 
 #: Joins the machine's cgroup.
-_START = 'echo $$ > "$0/cgroup.procs" && exec "$@"'
+# A machine goes first, before what else is done at the time: it is slow, but its timeouts are as short as those of a real one.
+_START = """echo $$ > "$0/cgroup.procs" || exit 1
+renice -n -10 -p $$ > /dev/null 2>&1
+{ echo -10 > /proc/$$/autogroup; } 2> /dev/null
+exec "$@"
+"""
 
 
 @dataclass(frozen=True)

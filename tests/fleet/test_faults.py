@@ -346,7 +346,7 @@ def test_the_destination_s_disk_fills_up(hurried: Hurried, mover: dict[str, t.An
 
 def test_the_controller_dies_in_the_middle(hurried: Hurried, mover: dict[str, t.Any]) -> None:
     """The move goes on in its unit, and the next run attaches to it."""
-    with moving(hurried, mover, mib=4) as move:
+    with moving(hurried, mover) as move:
         move.kill_the_controller()
         unit = hurried.fleet.host(move.source).run(UNITS).stdout.split()[0]
         attached = hurried.module("vm_migrate", move.source, move.order)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import os
 import pathlib
 import typing as t
 
@@ -122,7 +123,7 @@ def installed() -> None:
 @contextlib.contextmanager
 def fleet_of_two(base: str, folder: pathlib.Path) -> t.Iterator[Site]:
     """Two hosts made from a base of the lab."""
-    with Fleet.create(["alpha", "beta"], base=base) as fleet:
+    with Fleet.create(["alpha", "beta"], name=f"{base}-{os.getpid()}", base=base) as fleet:
         for host in fleet.hosts:
             host.put(counter.images() / "counter.qcow2", IMAGE)
         yield Site(fleet, folder, checksum())

@@ -1,11 +1,11 @@
-"""A fleet of two hosts that `phyllome.virt.site` has made Phyllome hosts, for all tests of this folder."""
+"""A fleet of two bare hosts that `phyllome.virt.site` has made Phyllome hosts, for all tests of this folder."""
 
 from __future__ import annotations
 
-import contextlib
+import copy
 import dataclasses
 import hashlib
-import os
+import json
 import pathlib
 import typing as t
 
@@ -120,25 +120,68 @@ def installed() -> None:
     runner.install()
 
 
-@contextlib.contextmanager
-def fleet_of_two(base: str, folder: pathlib.Path) -> t.Iterator[Site]:
-    """Two hosts made from a base of the lab."""
-    with Fleet.create(["alpha", "beta"], name=f"{base}-{os.getpid()}", base=base) as fleet:
-        for host in fleet.hosts:
-            host.put(counter.images() / "counter.qcow2", IMAGE)
-        yield Site(fleet, folder, checksum())
-
-
 @pytest.fixture(scope="session")
 def bare(tmp_path_factory: pytest.TempPathFactory, installed: None) -> t.Iterator[Site]:
     """Two hosts with a Debian and nothing else."""
-    with fleet_of_two("bare", tmp_path_factory.mktemp("bare")) as hosts:
-        yield hosts
+    folder = tmp_path_factory.mktemp("site")
+    image = counter.images() / "counter.qcow2"
+    with Fleet.create(["alpha", "beta"], base="bare") as fleet:
+        for host in fleet.hosts:
+            host.put(image, IMAGE)
+        yield Site(fleet, folder, checksum())
+
+
+@dataclasses.dataclass
+class Checkup:
+    """A run of the check-up, and what it wrote."""
+
+    run: runner.Run
+    report: dict[str, t.Any]
+    page: str
+
+
+def checkup(site: Site) -> Checkup:
+    """Check the fleet up, with a host in the inventory that is not there."""
+    inventory = yaml.safe_load(site.inventory([]).read_text())
+    inventory["phyllome_hosts"]["hosts"]["gone"] = {"ansible_host": "127.0.0.1", "ansible_ssh_args": "-o Port=9"}
+    path, folder = site.folder / "checkup.yml", site.folder / "checkup"
+    path.write_text(yaml.safe_dump(inventory))
+    run = runner.playbook("phyllome.virt.checkup", path, "-e", f"checkup_dir={folder}")
+    return Checkup(run, json.loads((folder / "checkup.json").read_text()), (folder / "checkup.html").read_text())
+
+
+@dataclasses.dataclass
+class Built:
+    """The first runs on the bare hosts."""
+
+    checkup: Checkup
+    web: dict[str, t.Any]
+    check: runner.Run
+    packages_before: list[str]
+    packages_after_check: list[str]
+    first: runner.Run
+    second: runner.Run
 
 
 @pytest.fixture(scope="session")
-def site(tmp_path_factory: pytest.TempPathFactory, installed: None) -> t.Iterator[Site]:
-    """Two Phyllome hosts, made from hosts that have the packages (test_site.py makes them from bare ones)."""
-    with fleet_of_two("ready", tmp_path_factory.mktemp("site")) as hosts:
-        hosts.whole([]).ok()
-        yield hosts
+def built(bare: Site) -> Built:
+    """The check-up and check mode on the bare hosts, then two real runs with one guest on alpha."""
+    checked = checkup(bare)
+    web = bare.guest("web", "alpha", autostart=True)
+    fleet_files = ["sh", "-c", "dpkg -l | sort; find /etc /srv /root -xdev -type f | sort | xargs md5sum"]
+
+    def everything() -> list[str]:
+        return [host.run(fleet_files).stdout for host in bare.fleet.hosts]
+
+    before = everything()
+    check = bare.whole([web], "--check", "--diff")
+    after = everything()
+    first = bare.whole([web], "--diff")
+    return Built(checked, copy.deepcopy(web), check, before, after, first, bare.whole([web]))
+
+
+@pytest.fixture(scope="session")
+def site(bare: Site, built: Built) -> Site:
+    """Two Phyllome hosts."""
+    built.first.ok()
+    return bare

@@ -2,89 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
-import json
 import time
 import typing as t
 
 import pytest
-import yaml
 
 from ansible_collections.phyllome.virt.tests.fleet import runner
-from ansible_collections.phyllome.virt.tests.fleet.conftest import Site
-
-
-@dataclasses.dataclass
-class Checkup:
-    """A run of the check-up, and what it wrote."""
-
-    run: runner.Run
-    report: dict[str, t.Any]
-    page: str
-
-
-def checkup(site: Site) -> Checkup:
-    """Check the fleet up, with a host in the inventory that is not there."""
-    inventory = yaml.safe_load(site.inventory([]).read_text())
-    inventory["phyllome_hosts"]["hosts"]["gone"] = {"ansible_host": "127.0.0.1", "ansible_ssh_args": "-o Port=9"}
-    path, folder = site.folder / "checkup.yml", site.folder / "checkup"
-    path.write_text(yaml.safe_dump(inventory))
-    run = runner.playbook("phyllome.virt.checkup", path, "-e", f"checkup_dir={folder}")
-    return Checkup(run, json.loads((folder / "checkup.json").read_text()), (folder / "checkup.html").read_text())
-
-
-@dataclasses.dataclass
-class Built:
-    """The first runs on the bare hosts."""
-
-    checkup: Checkup
-    web: dict[str, t.Any]
-    check: runner.Run
-    packages_before: list[str]
-    packages_after_check: list[str]
-    first: runner.Run
-    second: runner.Run
-
-
-@pytest.fixture(scope="module")
-def built(bare: Site) -> Built:
-    """The check-up and check mode on the bare hosts, then two real runs with one guest on alpha."""
-    checked = checkup(bare)
-    web = bare.guest("web", "alpha", autostart=True)
-    fleet_files = ["sh", "-c", "dpkg -l | sort; find /etc /srv /root -xdev -type f | sort | xargs md5sum"]
-
-    def everything() -> list[str]:
-        return [host.run(fleet_files).stdout for host in bare.fleet.hosts]
-
-    before = everything()
-    check = bare.whole([web], "--check", "--diff")
-    after = everything()
-    first = bare.whole([web], "--diff")
-    return Built(checked, copy.deepcopy(web), check, before, after, first, bare.whole([web]))
-
-
-@pytest.fixture(scope="module")
-def site(bare: Site, built: Built) -> Site:
-    """Those hosts, Phyllome hosts now."""
-    built.first.ok()
-    return bare
-
-
-def look(checked: Checkup) -> None:
-    """What is so on bare hosts and on Phyllome hosts."""
-    for host in ("alpha", "beta"):
-        counters = checked.run.stats[host]
-        assert (counters["changed"], counters["failures"], counters["unreachable"]) == (0, 0, 0), checked.run.messages()
-    found = {host["name"]: [finding["code"] for finding in host["findings"]] for host in checked.report["hosts"]}
-    assert found["gone"] == ["no_answer"]
-    assert "container" in found["alpha"] and "container" in found["beta"]  # as the fleet's hosts are
-    assert all(f"<h2>{name} " in checked.page for name in found)
-
-
-def test_the_checkup_of_bare_hosts_changes_nothing_and_writes_data_and_a_page(built: Built) -> None:
-    look(built.checkup)
-    assert built.checkup.report["fleet"]["domains"] == [["alpha"], ["beta"]]  # they have no libvirt yet
+from ansible_collections.phyllome.virt.tests.fleet.conftest import Built, Site
 
 
 def test_check_mode_on_bare_hosts_writes_nothing(built: Built) -> None:
@@ -105,14 +29,6 @@ def test_bare_hosts_become_phyllome_hosts(site: Site, built: Built) -> None:
 def test_the_second_run_changes_nothing(built: Built) -> None:
     built.second.ok()
     assert built.second.changed == {"alpha": 0, "beta": 0}
-
-
-def test_the_checkup_tells_which_guest_can_go_where(site: Site) -> None:
-    checked = checkup(site)
-    look(checked)
-    fleet = checked.report["fleet"]
-    assert (fleet["domains"], fleet["pairs"], fleet["drift"]) == ([["alpha", "beta"]], [], [])
-    assert {guest["name"]: guest["can"] for guest in fleet["guests"]}["web"] == ["beta"]
 
 
 @pytest.mark.parametrize("core", ["2.17", "2.21"])

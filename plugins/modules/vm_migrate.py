@@ -165,8 +165,8 @@ options:
         it has to be seen, read, and missed again at the destination. Check mode, which writes nothing, only compares.
       - A shared disk is never deleted or renamed, whatever O(source_disks) says. There is no retained copy of it, so
         V(rolled_back) leaves on it what the guest has written since the move.
-      - The owner that libvirt gives a disk while a guest uses it stays right on the file systems that libvirt knows as shared (NFS, CephFS,
-        GFS2 and others), and where files have extended attributes (C(trusted)).
+      - The owner that libvirt gives a disk while a guest uses it stays on the file systems that libvirt knows as shared (NFS, CephFS,
+        GFS2 and others). On another one the source gives the file back to root when the guest has left.
     type: raw
     default: copy
   power_after:

@@ -128,7 +128,7 @@ options:
           - With V(post_copy) libvirt starts the guest at the destination, not this module, also when it was not needed in the end.
             So if the network fails in the very moment of the change, the guest may run on both hosts; the module finds that and
             refuses to decide. Say it only where that is better than a guest that is suspended for some seconds.
-          - V(post_copy) needs a destination that lets QEMU handle page faults. That is libvirt 10.1 with QEMU 8.1, or
+          - V(post_copy) needs a destination that lets QEMU handle page faults. That is libvirt 10.1 with QEMU 8.0, or
             C(vm.unprivileged_userfaultfd=1) among its kernel's settings. It cannot be combined with O(parallel).
         type: str
         choices: [suspend, post_copy, abort]

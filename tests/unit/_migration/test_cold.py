@@ -140,22 +140,25 @@ class Play:
         assert (domain.running, domain.starts, domain.snapshots) == (running, 1, ["first", "second"])
 
 
-@pytest.fixture
-def plays(tmp_path):
+def one_after_another(folder: t.Any, kind: type[Play]) -> t.Iterator[t.Callable[[], Play]]:
     """Makes a new play; the one before is over then."""
     made: list[pytest.MonkeyPatch] = []
 
     def new() -> Play:
         if made:
             made[-1].undo()
-        folder = tmp_path / str(len(made))
-        folder.mkdir()
+        place = folder / str(len(made))
+        place.mkdir()
         made.append(pytest.MonkeyPatch())
-        return Play(folder, made[-1])
+        return kind(place, made[-1])
 
     yield new
-    if made:
-        made[-1].undo()
+    made[-1].undo()
+
+
+@pytest.fixture
+def plays(tmp_path):
+    yield from one_after_another(tmp_path, Play)
 
 
 @pytest.fixture

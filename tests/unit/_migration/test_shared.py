@@ -12,7 +12,7 @@ import pytest
 from ansible_collections.phyllome.virt.plugins.module_utils._core import xml
 from ansible_collections.phyllome.virt.plugins.module_utils._core.errors import PhyllomeError
 from ansible_collections.phyllome.virt.plugins.module_utils._migration import read_shared
-from ansible_collections.phyllome.virt.tests.unit._migration.test_cold import Play, running
+from ansible_collections.phyllome.virt.tests.unit._migration.test_cold import Play, one_after_another, running
 
 DATA = b"data" * 40000
 
@@ -37,18 +37,7 @@ class Shared(Play):
 
 @pytest.fixture
 def plays(tmp_path):
-    made: list[pytest.MonkeyPatch] = []
-
-    def new():
-        if made:
-            made[-1].undo()
-        folder = tmp_path / str(len(made))
-        folder.mkdir()
-        made.append(pytest.MonkeyPatch())
-        return Shared(folder, made[-1])
-
-    yield new
-    made[-1].undo()
+    yield from one_after_another(tmp_path, Shared)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ PRIVATE to the collection: no promise of stability for users outside of it.
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 import typing as t
 
@@ -261,6 +262,11 @@ class _Run:
             return self._pair.order.shares(disk) if mark is None else disk.path in mark.shared
 
         made_of = guest(side, view.uuid, sizes=sizes, shares=shares, cold=way[0] in ("warm", "cold"))
+        made_of = dataclasses.replace(
+            made_of,
+            seeds=tuple(filter(os.path.exists, made_of.seeds)),
+            former=tuple(filter(os.path.exists, made_of.former)),
+        )
         return made_of, self._against(made_of, way[0] or "live") if self._row.action in ("start", "discard") else []
 
     def _against(self, made_of: Guest, mode: str) -> list[Blocker]:

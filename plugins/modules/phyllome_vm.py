@@ -824,7 +824,6 @@ options:
           - V(reflink) shares blocks with the source's disks until they are written to. It needs btrfs or XFS.
           - V(full) copies, without backing files and snapshots.
           - V(auto) shares blocks where the file system can, and copies where it cannot. It is the default.
-          - What copies take is counted beforehand, also of several clones of one call. That is nothing where blocks are shared.
         type: str
         choices: [auto, linked, reflink, full]
       nvram:
@@ -924,7 +923,7 @@ options:
     description:
       - What happens to a device that this module made and that is no longer in its list.
       - V(keep) is the default. V(prune) takes it out of the definition, and out of the running guest if that lets go of it.
-        The file of a disk stays, on this host also when the guest moves to another one.
+        The file of a disk stays.
       - Devices that somebody else added are left alone in any case, and so are those whose whole list is not given.
     type: str
     choices: [keep, prune]

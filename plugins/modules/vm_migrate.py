@@ -150,8 +150,7 @@ options:
     default: 0
   source_disks:
     description:
-      - V(retain) keeps disks, UEFI variables, TPM state and the CD of cloud-init at the source under names that end in
-        C(.phyllome-retained-) and the C(op_id).
+      - V(retain) keeps disks, UEFI variables and TPM state at the source under names that end in C(.phyllome-retained-) and the C(op_id).
         The next move of the same guest away from that host replaces them. A warm or cold move back to it begins with what a warm or cold
         move has retained there, if nobody touched that, and sends only what changed since.
       - V(purge) deletes them, once the guest is at the destination and found complete.
@@ -214,6 +213,23 @@ options:
       - Say it only if you know it. Run on the destination then, with O(source) and O(uri) those of the dead host.
     type: bool
     default: false
+  truth:
+    description:
+      - Your word which of two copies is the guest, where both hosts run it, or have run it, and neither may be lost by a guess.
+      - The other one is stopped at once, without a shutdown. What it has written stays on its host under names that end in
+        C(.phyllome-retained-) and the C(op_id), until O(state=committed) or O(state=cleaned). With V(destination) the move is finished
+        then, with V(source) it is made anew from there; whether anything stands against that is looked at once the other one is off.
+      - It counts only in that state, and only for the copies of one move.
+    type: str
+    choices: [source, destination]
+  on_split_brain:
+    description:
+      - What is done where the guest runs on both hosts. V(fail) touches nothing and says so.
+      - With V(suspend_both) neither goes on, so that neither writes what the other does not know. The module fails in either case,
+        until O(truth) is said. Check mode suspends nothing.
+    type: str
+    choices: [fail, suspend_both]
+    default: fail
   _detach:
     description: Only for this collection's own action plugin, which follows the move from the controller. Do not use it.
     type: bool
@@ -512,6 +528,8 @@ def main() -> None:
             "parallel": {"type": "int", "default": 0},
             "source_disks": {"type": "str", "choices": ["retain", "purge"], "default": "retain"},
             "source_is_dead": {"type": "bool", "default": False},
+            "truth": {"type": "str", "choices": ["source", "destination"]},
+            "on_split_brain": {"type": "str", "choices": ["fail", "suspend_both"], "default": "fail"},
             "storage": {"type": "raw", "default": "copy"},
             "power_after": {"type": "str", "choices": ["same", "running", "off"], "default": "same"},
             "verify": {"type": "str", "choices": ["stream", "none", "full"], "default": "stream"},

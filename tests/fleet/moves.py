@@ -50,7 +50,7 @@ def files(site: Site, host: str, name: str) -> list[str]:
     return [each for each in names if name in each and "retained" not in each]
 
 
-Drive = t.Callable[[str, int, dict[str, t.Any]], dict[str, t.Any] | None]
+Drive = t.Callable[[str, int | str, dict[str, t.Any]], dict[str, t.Any] | None]
 
 
 def drives(site: Site) -> t.Iterator[Drive]:
@@ -63,7 +63,7 @@ def drives(site: Site) -> t.Iterator[Drive]:
         host.run_bytes(["tar", "-C", "/srv/lab", "-x"], input=packed)
         host.put(STEPS, "/srv/lab/steps.py")
 
-    def run(host: str, step: int, parameters: dict[str, t.Any]) -> dict[str, t.Any] | None:
+    def run(host: str, step: int | str, parameters: dict[str, t.Any]) -> dict[str, t.Any] | None:
         done = site.fleet.host(host).run(
             ["python3", "/srv/lab/steps.py", "/srv/lab", str(step)], input=json.dumps(parameters), check=False
         )

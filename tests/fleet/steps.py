@@ -2,8 +2,9 @@
 
 Usage: python3 steps.py FOLDER STEP < PARAMETERS
 
-FOLDER holds the collection as it is installed. Whatever changes a host is a step: calls of libvirt that write, and
-files that are written, renamed or removed. Prints the names of the steps, or dies by SIGKILL before step STEP.
+STEP is a number, or the name of a step, which is the first one of that name then. FOLDER holds the collection as it is
+installed. Whatever changes a host is a step: calls of libvirt that write, and files that are written, renamed or removed.
+Prints the names of the steps, or dies by SIGKILL before step STEP.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ WRITES = {
 class Steps:
     """Counts steps, and dies before one of them."""
 
-    def __init__(self, last: int) -> None:
+    def __init__(self, last: str) -> None:
         self.last = last
         self.done: list[str] = []
 
@@ -39,7 +40,7 @@ class Steps:
         def stepping(*arguments: t.Any, **options: t.Any) -> t.Any:
             if str(arguments[-1]).endswith(".progress"):  # for people: nothing depends on it
                 return call(*arguments, **options)
-            if len(self.done) == self.last:
+            if self.last in (str(len(self.done)), call.__name__):
                 os.kill(os.getpid(), signal.SIGKILL)
             self.done.append(call.__name__)
             return call(*arguments, **options)
@@ -48,7 +49,7 @@ class Steps:
 
 
 def main() -> None:
-    folder, last = sys.argv[1], int(sys.argv[2])
+    folder, last = sys.argv[1:3]
     sys.path.insert(0, folder)
     door = types.ModuleType("door")
     seen: dict[str, t.Any] = {}

@@ -10,6 +10,8 @@ import pytest
 
 from ansible_collections.phyllome.virt.tests.fleet import runner
 from ansible_collections.phyllome.virt.tests.fleet.conftest import IMAGE, SITE, Site
+from ansible_collections.phyllome.virt.tests.fleet.moves import IMAGES, Drive, drives, move, order
+from ansible_collections.phyllome.virt.tests.lab.errors import LabError
 
 FOREIGN = """
 <domain type='qemu'>
@@ -31,6 +33,9 @@ def define(site: Site, host: str, name: str) -> None:
     site.virsh(host, "define", "/tmp/foreign.xml")
 
 
+driver = pytest.fixture(scope="module")(drives)
+
+FENCE = "/etc/libvirt/hooks/qemu.d/phyllome-fence"
 DISK = {"id": "root", "size": "64MiB"}
 FULL = "/srv/full"
 
@@ -155,7 +160,8 @@ def test_a_name_that_belongs_to_a_foreign_guest(site: Site, other: str) -> None:
     site.remove("good")
 
 
-def test_a_guest_that_is_on_two_hosts(site: Site) -> None:
+def test_a_guest_that_is_on_two_hosts(site: Site, driver: Drive) -> None:
+    """Made by hand; and by a move that died and hosts whose fence was taken away, until an operator says which one it is."""
     guest = site.guest("twin", "alpha", state="stopped")
     site.run([guest]).ok()
     xml = site.virsh("alpha", "dumpxml", "twin", "--inactive")
@@ -166,6 +172,35 @@ def test_a_guest_that_is_on_two_hosts(site: Site) -> None:
     assert "it is on alpha and beta" in run.messages()
     assert site.virsh("alpha", "dumpxml", "twin", "--inactive") == xml
     site.virsh("beta", "undefine", "twin")
+
+    killed = order(site, "twin", "alpha", mode="cold")
+    assert driver("alpha", "createWithFlags", killed) is None
+    with pytest.raises(LabError, match="has arrived from alpha and is not handed over yet"):
+        site.virsh("beta", "start", "twin")
+    disk = site.disk("alpha", "twin")
+    for host, byte in zip(site.fleet.hosts, (170, 187), strict=True):
+        host.run(["qemu-io", "-f", "qcow2", "-c", f"write -P {byte} 40M 64K", disk])
+        host.run(["chmod", "644", FENCE])
+        site.virsh(host.name, "start", "twin")
+        host.run(["chmod", "755", FENCE])
+    said = move(site, "twin", "alpha")
+    assert said["failed"] and said["classification"] == 5 and site.running("twin") == ["alpha", "beta"]
+    assert "alpha: running; beta: running" in said["msg"] and "say truth: source or truth: destination" in said["msg"]
+
+    told = driver("alpha", 10**6, {**killed, "mode": "live", "truth": "source"})
+    assert told and told["result"]["classification"] == 2, told
+    assert site.running("twin") == ["beta"] == site.where("twin")
+    kept = f"{disk}.phyllome-retained-{told['result']['op_id']}"
+    assert told["result"]["leftovers"] == [kept, f"beta:{kept}"]
+    for path, byte in ((disk, 170), (kept, 187)):
+        read = ["qemu-io", "-U", "-r", "-f", "qcow2", "-c", f"read -P {byte} 40M 64K", path]
+        assert "verification failed" not in site.fleet.host("beta").run(read).stdout
+    again = driver("alpha", 10**6, {**killed, "truth": "source"})
+    assert again and again["result"]["changed"] is False
+    cleaned = driver("alpha", 10**6, {**killed, "state": "cleaned"})
+    assert cleaned and cleaned["result"]["changed"]
+    for host in site.fleet.hosts:
+        assert "twin-root.qcow2.phyllome" not in host.run(["ls", IMAGES]).stdout
     site.remove("twin")
 
 

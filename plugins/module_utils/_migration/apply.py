@@ -17,7 +17,7 @@ import os
 import time
 import typing as t
 
-from .._core import virt, xml
+from .._core import virt
 from .._core.errors import PhyllomeError
 from . import files
 from .definition import definition, paths, starts_with_host, undefine_flags, unfenced, write_mark
@@ -27,7 +27,7 @@ from .plan import grown, pieces, retained
 from .process import Qemu
 from .progress import Progress
 from .read import SWTPM, Pair, View
-from .read_guest import Guest, parse_guest
+from .read_guest import Guest
 from .read_guest import guest as read_guest
 from .read_way import address
 from .transfer import POLL, Handover, Job, Monitor, ms, settle, too_slow
@@ -120,6 +120,7 @@ class Mover:
                     pieces=pieces(guest),
                     allocated={disk.target: disk.allocated for disk in guest.disks},
                     started=int(time.time()),
+                    left=view.record.remains if view.record is not None else (),
                 )
             )
             with virt.saying(f"Cannot make the disks of {view.name} on {view.destination.host}"):
@@ -451,16 +452,12 @@ class Mover:
     def put_away(self, view: View, record: Record) -> None:
         """Give the source's files their retained names, undefine the guest there, purge what is to be purged."""
         here = self.pair.source
-        own = {**record.retained, **dict.fromkeys(record.pieces.values())}
+        kept = {path: retained(path, view.op_id) for path in record.pieces.values()}
+        record = self.pair.journal.save(dataclasses.replace(record, retained=kept))
         domain = virt.found(lambda: here.connection.lookupByUUIDString(view.uuid))
         if domain is not None:
             text, snapshots = definition(domain)
-            record = dataclasses.replace(record, definition=text, snapshots=snapshots)
-            both = view.source.mark.shared if view.source.mark is not None else ()
-            seeds = parse_guest(xml.parse(text)).apart(lambda disk: disk.path in both).seeds
-            own.update(dict.fromkeys(path for path in seeds if os.path.exists(path)))
-        kept = {path: retained(path, view.op_id) for path in own}
-        record = self.pair.journal.save(dataclasses.replace(record, retained=kept))
+            record = self.pair.journal.save(dataclasses.replace(record, definition=text, snapshots=snapshots))
         if domain is not None:  # without a definition the files have their names already, or are no longer this guest's
             for path, name in kept.items():
                 if os.path.exists(path):
@@ -474,12 +471,12 @@ class Mover:
         kept = {path: name for path, name in kept.items() if os.path.exists(name)}
         for older in self.pair.journal.of_guest(view.uuid):
             if older.op_id != record.op_id and older.phase == "done":
-                self._supersede(older, own)
-        if kept:
+                self._supersede(older, record.pieces.values())
+        if kept or record.left:
             self.pair.journal.save(dataclasses.replace(record, phase="done", retained=kept))
         else:
             self.pair.journal.remove(record.op_id)
-        self.told.leftovers = list(kept.values())
+        self.told.leftovers = [*kept.values(), *(f"{view.destination.host}:{name}" for name in record.left)]
         for folder in {os.path.dirname(path) for name, path in record.pieces.items() if name.startswith("disks.")}:
             with contextlib.suppress(virt.libvirt.libvirtError):  # the source need not have a pool there
                 here.connection.storagePoolLookupByTargetPath(folder).refresh()
@@ -490,7 +487,7 @@ class Mover:
         for path, name in older.retained.items():
             if path in kept:
                 files.delete(name)
-        if left:
+        if left or older.left:
             self.pair.journal.save(dataclasses.replace(older, retained=left))
         else:
             self.pair.journal.remove(older.op_id)
@@ -518,7 +515,7 @@ class Mover:
                 domain.setAutostart(1)
             write_mark(domain, mark.undone())
         if unfinished:
-            self.pair.journal.remove(view.op_id)
+            self.pair.journal.give_up(view.record)
 
     def sweep(self, record: Record) -> None:
         """Delete what this move has made at the destination, unless a guest there uses it."""

@@ -107,6 +107,7 @@ class Cold:
         awake = view.source.state in ALIVE
         before: Power = "running" if awake else own.power if own else "off"
         record = view.record
+        left = record.remains if record is not None else ()
         if record is not None and not (record.by_files and record.phase == "started"):
             if record.phase == "started":
                 self.mover.sweep(record)
@@ -121,6 +122,7 @@ class Cold:
                 started=int(time.time()),
                 mode=mode,
                 ran=before != "off",
+                left=left,
             )
         elif awake:
             record = dataclasses.replace(record, ran=True)
@@ -425,7 +427,7 @@ class Cold:
             write_mark(domain, mark.undone())
             if view.record is not None and view.record.ran and not domain.isActive():
                 domain.create()
-        self.pair.journal.remove(view.op_id)
+        self.pair.journal.give_up(view.record)
 
 
 _SECRETS = "/etc/libvirt/secrets"

@@ -158,6 +158,7 @@ class Record:
         secrets: that the destination did not have before.
         definition: of the guest at the source, once it was removed there; with its secrets.
         snapshots: what libvirt knew of its snapshots.
+        left: files at the destination of a copy that was taken back from there, before this move was made again.
     """
 
     op_id: str
@@ -178,11 +179,18 @@ class Record:
     secrets: tuple[str, ...] = ()
     definition: str = ""
     snapshots: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
 
     @property
     def by_files(self) -> bool:
         """Whether its files are carried over as they are."""
         return self.mode != "live"
+
+    @property
+    def remains(self) -> tuple[str, ...]:
+        """What stays at the destination of a copy that was taken back."""
+        there = self.staged.values() if self.phase == "returned" else ()
+        return tuple(dict.fromkeys((*there, *self.left)))
 
 
 class Journal:
@@ -205,7 +213,7 @@ class Journal:
         try:
             with open(path, encoding="utf-8") as stream:
                 values = json.load(stream)
-            lists = {name: tuple(values.get(name, ())) for name in ("secrets", "snapshots")}
+            lists = {name: tuple(values.get(name, ())) for name in ("secrets", "snapshots", "left")}
             return Record(**{**values, **lists})
         except FileNotFoundError:
             return None
@@ -278,6 +286,15 @@ class Journal:
         """The next copying begins anew."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._notes(op))
+
+    def give_up(self, record: Record | None) -> None:
+        """Forget a move that did not come about, but not what an earlier one of its name has left at the destination."""
+        if record is not None and record.left:
+            self.forget_notes(record.op_id)
+            there = {name: name for name in record.left}
+            self.save(dataclasses.replace(record, phase="returned", pieces={}, staged=there, left=()))
+        elif record is not None:
+            self.remove(record.op_id)
 
     def remove(self, op: str) -> None:
         """Forget a move that has left nothing behind."""

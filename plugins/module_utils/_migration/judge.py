@@ -33,7 +33,17 @@ Marked = t.Literal["none", "moving", "copying", "arriving", "done", "returning",
 destination has all of it; done; returning while it is taken back), or another unfinished one.
 It is the mark at the destination, or at the source while the destination has no guest."""
 Action = t.Literal[
-    "none", "start", "wait", "discard", "hand_over", "finish", "destroy_source", "resume_source", "take_back", "refuse"
+    "none",
+    "start",
+    "wait",
+    "discard",
+    "hand_over",
+    "finish",
+    "destroy_source",
+    "resume_source",
+    "take_back",
+    "decide",
+    "refuse",
 ]
 
 SOURCES: tuple[str, ...] = t.get_args(Source)
@@ -163,8 +173,8 @@ TABLE: tuple[Row, ...] = (
          "the guest was started at the destination before the move was finished", "finish", committed=None),
     _row(4, ALIVE, {"off"}, {"arriving"},
          "the guest was started at the source; its copy at the destination never ran", "discard", job={"none", "other"}),
-    _row(5, ALIVE, {"paused", "stuck"}, {"arriving"}, "the guest was started on both hosts", "refuse", job=_ANY,
-         committed=None),
+    _row(5, ALIVE, {"paused", "stuck"}, {"arriving", "returning"}, "the guest was started on both hosts", "refuse",
+         job=_ANY, committed=None),
     _row(5, ALIVE, {"off"}, {"arriving"}, "the source gave the guest up and was started again", "refuse", job=_ANY,
          committed=True),
     _row(16, {"absent"} | _OFF | ALIVE, {"off"}, {"returning"}, "the move is being taken back", "take_back",
@@ -178,6 +188,14 @@ TABLE: tuple[Row, ...] = (
 """The table. A combination that no row covers is unknown: nothing is touched."""
 
 CLASH = Row(13, _ANY, _ANY, _ANY, _ANY, None, "the name or the uuid belongs to another guest", "refuse")
+
+_TWO = frozenset({"moving", "arriving", "done", "returning"})
+
+
+def decidable(row: Row | None, source: str, mark: str, job: str) -> bool:
+    """Whether both hosts have a copy that may have run, both of this move, so that a person can say which one is the guest."""
+    twice = row is not None and row is not CLASH and row.number in (5, 13)
+    return twice and source in ALIVE and mark in _TWO and job == "none"
 
 
 def classify(source: str, destination: str, job: str, mark: str, committed: bool) -> Row | None:

@@ -9,8 +9,8 @@ PRIVATE to the collection: no promise of stability for users outside of it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import os
 import time
 import typing as t
 
@@ -31,6 +31,10 @@ from .spec import accept
 _ROUNDS = 12
 _TRIES = 2
 """A try whose last message was lost is made again, once."""
+_DECIDE = (
+    "Look which host has the right one, and say truth: source or truth: destination. The other one is stopped then, and what "
+    "it has written stays on its host under other names."
+)
 
 
 def move(params: dict[str, t.Any], check_mode: bool, progress: Progress | None = None) -> dict[str, t.Any]:
@@ -47,11 +51,11 @@ def move(params: dict[str, t.Any], check_mode: bool, progress: Progress | None =
     """
     order, began = accept(params), time.monotonic()
     with Pair(order, Journal()) as pair:
-        return _Run(pair, progress or Progress(), began).go(check_mode)
+        return _Run(pair, progress or Progress(), began, check_mode).go()
 
 
 class _Run:
-    def __init__(self, pair: Pair, progress: Progress, began: float) -> None:
+    def __init__(self, pair: Pair, progress: Progress, began: float, check_mode: bool) -> None:
         self._pair = pair
         self._progress = progress
         self._began = began
@@ -62,7 +66,8 @@ class _Run:
         self._blockers: list[Blocker] = []
         self._warnings: list[str] = []
         self._mode: tuple[str | None, str] = (None, "")
-        self._check_mode = True
+        self._check_mode = check_mode
+        self._held = False
         self._look()
 
     def _look(self) -> None:
@@ -78,15 +83,16 @@ class _Run:
             here.state, there.state, here.job, view.mark, view.committed
         )  # fmt: skip
         self._row: judge.Row = row  # type: ignore[assignment]
+        if row is not None and self._pair.order.truth and judge.decidable(row, here.state, view.mark, here.job):
+            self._row = row = dataclasses.replace(row, action="decide")
         if row is None or row.action == "refuse":
             raise self._refusal(row)
 
-    def go(self, check_mode: bool) -> dict[str, t.Any]:
+    def go(self) -> dict[str, t.Any]:
         """Bring it about, or say what would be done."""
-        self._check_mode = check_mode
         if self._pair.order.state != "migrated":
-            return self._settle(check_mode)
-        return self._move(check_mode)
+            return self._settle(self._check_mode)
+        return self._move(self._check_mode)
 
     def _settle(self, check_mode: bool) -> dict[str, t.Any]:
         """What comes after a move, or instead of its end."""
@@ -98,7 +104,7 @@ class _Run:
             raise self._failed(exc, "refused") from exc
         if check_mode or not len(self._plan):
             return self._result(changed=bool(len(self._plan)), phase="planned" if len(self._plan) else state)
-        with journal.alone(self._view.uuid):
+        with self._only():
             if state != "rolled_back":
                 chosen = [one for one in records if state == "cleaned" or one.op_id == self._view.op_id]
                 self._undo.purge(chosen)
@@ -113,6 +119,23 @@ class _Run:
                 except PhyllomeError as exc:
                     raise self._failed(exc, "moving") from exc
         raise self._failed(self._stuck(), "moving")
+
+    @contextlib.contextmanager
+    def _only(self) -> t.Iterator[None]:
+        """Be the only run that moves the guest.
+
+        Raises:
+            Busy: another one is at it.
+        """
+        if self._held:
+            yield
+            return
+        with self._pair.journal.alone(self._view.uuid):
+            self._held = True
+            try:
+                yield
+            finally:
+                self._held = False
 
     def _stuck(self) -> PhyllomeError:
         return PhyllomeError(
@@ -130,7 +153,7 @@ class _Run:
         view, progress, journal = self._view, self._progress, self._pair.journal
         while True:
             try:
-                with journal.alone(view.uuid):
+                with self._only():
                     return self._alone()
             except Busy as busy:
                 answer = progress.attend(view.uuid, view.op_id, journal, busy)
@@ -201,8 +224,8 @@ class _Run:
                             mover.failure = None
                     elif action == "hand_over" or (action == "finish" and Cold.has(view)):
                         getattr(self._cold, action)(view)
-                    elif action == "take_back":
-                        self._undo.take_back(view)
+                    elif action in ("take_back", "decide"):
+                        getattr(self._undo, action)(view)
                     else:
                         getattr(mover, action)(view)
             except PhyllomeError as exc:
@@ -224,7 +247,7 @@ class _Run:
         if Cold.has(view):
             begun = view.record.mode if view.record is not None and view.record.by_files else "cold"
         ways: list[tuple[str | None, str]] = [*modes(pair.order, view.source.state, begun)]
-        if row.action in ("none", "finish", "destroy_source"):
+        if row.action in ("none", "finish", "destroy_source", "decide"):
             ways = [self._mode]
         made_of = self._fitting(side, ways if starts else ways[:1], starts or row.action in ("wait", "resume_source"))
         if not len(self._plan):
@@ -262,11 +285,6 @@ class _Run:
             return self._pair.order.shares(disk) if mark is None else disk.path in mark.shared
 
         made_of = guest(side, view.uuid, sizes=sizes, shares=shares, cold=way[0] in ("warm", "cold"))
-        made_of = dataclasses.replace(
-            made_of,
-            seeds=tuple(filter(os.path.exists, made_of.seeds)),
-            former=tuple(filter(os.path.exists, made_of.former)),
-        )
         return made_of, self._against(made_of, way[0] or "live") if self._row.action in ("start", "discard") else []
 
     def _against(self, made_of: Guest, mode: str) -> list[Blocker]:
@@ -323,6 +341,10 @@ class _Run:
                 f"{where}; job: {here.job}, mark: {view.mark}",
                 "Nothing was touched. Look which host has the right one, and undefine the other.",
             )
+        elif row.number == 5:
+            error = self._twice(row, where)
+        elif judge.decidable(row, here.state, view.mark, here.job):
+            error = PhyllomeError(f"The guest {guest_name} cannot be moved: {row.meaning}", where, _DECIDE)
         else:
             error = PhyllomeError(
                 f"The guest {guest_name} cannot be moved: {row.meaning}",
@@ -330,6 +352,21 @@ class _Run:
                 "Nothing was touched. Look which host has the right one, and stop or undefine the other.",
             )
         return self._failed(error, "refused")
+
+    def _twice(self, row: judge.Row, where: str) -> PhyllomeError:
+        """Two guests where there was one; they are suspended if that was asked for."""
+        view, order = self._view, self._pair.order
+        done = "Nothing was touched."
+        if order.suspend_both and not self._check_mode and view.source.job == "none":
+            with self._only():
+                self._undo.suspend_both(view)
+            done = "Where it ran it is suspended now, and nothing else was touched."
+        if judge.decidable(row, view.source.state, view.mark, view.source.job):
+            remedy = _DECIDE
+        else:
+            where += "; truth does not help, as they are not copies by one move" if order.truth else ""
+            remedy = "Look which host has the right one, and stop or undefine the other."
+        return PhyllomeError(f"The guest {view.name} cannot be moved: {row.meaning}", where, f"{done} {remedy}")
 
     def _failed(self, error: PhyllomeError, phase: str) -> PhyllomeError:
         """The error, with everything that is known."""

@@ -310,12 +310,8 @@ def _storage(block: t.Callable[[str, str, str], None], there: str, guest: Guest,
 
 
 def unknown(guest: Guest, offer: Offer, there: str) -> list[str]:
-    """What could not be checked beforehand, where libvirt will refuse if it does not fit; and what stays. Pure."""
+    """What could not be checked beforehand; libvirt will refuse if it does not fit. Pure."""
     said = [
-        f"{path} stays where it is: {guest.name} had it as a disk and has it no more. Delete it there, or declare the disk again first."
-        for path in guest.former
-    ]
-    said += [
         f"Whether {there} has {path} could not be checked: no storage pool is there."
         for path, known in offer.media.items()
         if known is None
@@ -370,23 +366,33 @@ def plan(order: Order, view: View, row: Row, guest: Guest) -> Plan:
         order: what was asked for.
         view: both hosts.
         row: what their state means.
-        guest: as far as it is known: what is moved, or what is there already; seeds are those that are there.
+        guest: as far as it is known: what is moved, or what is there already.
     """
     here, there = view.source.host, view.destination.host
     changes: list[Change] = []
     if row.action == "none":
         return Plan()
     owned: t.Mapping[str, str] = pieces(guest)
-    if row.action in ("finish", "hand_over") and view.record is not None and view.record.pieces:
+    settled = row.action in ("finish", "hand_over") or (row.action == "decide" and order.truth == "destination")
+    if settled and view.record is not None and view.record.pieces:
         owned = view.record.pieces
     if row.action == "discard":
         changes.append(Change("discard", f"{there}.guest", view.destination.detail, None, why=row.meaning))
     if row.action == "destroy_source":
         changes.append(Change("destroy_source", f"{here}.guest", view.source.detail, "off", why=row.meaning))
+    if row.action == "decide":
+        loser, what = (here, view.source) if settled else (there, view.destination)
+        changes.append(Change("stop", f"{loser}.guest", what.detail, "off", why=f"{row.meaning}; truth: {order.truth}"))
+        if not settled:
+            changes += [
+                Change("put_away", f"{there}.{name}", path, retained(path, view.op_id))
+                for name, path in owned.items()
+                if name != "tpm"
+            ]
     if row.action == "resume_source":
         changes.append(Change("resume_source", f"{here}.guest", view.source.detail, "as it was", why=row.meaning))
     changes.append(Change("move", "host", here, there, why=row.meaning))
-    if row.action not in ("finish", "hand_over"):
+    if not settled:
         for disk in guest.disks:
             changes += [
                 Change("copy", f"disks.{disk.target}.{number}", f"{here}:{layer.path}", f"{there}:{layer.path}",
@@ -416,15 +422,11 @@ def plan(order: Order, view: View, row: Row, guest: Guest) -> Plan:
         ]
     if view.source.autostart:
         changes.append(Change("autostart", f"{there}.autostart", False, True))
-    if view.source.persistent or row.action in ("finish", "hand_over"):
+    if view.source.persistent or settled:
         changes += [
             Change("put_away", f"{here}.{name}", path, None if order.purge else retained(path, view.op_id))
             for name, path in owned.items()
         ]
     if view.source.persistent:
-        changes += [
-            Change("put_away", f"{here}.seed", path, None if order.purge else retained(path, view.op_id))
-            for path in guest.seeds
-        ]
         changes.append(Change("undefine", f"{here}.definition", view.name, None))
     return Plan(tuple(changes))

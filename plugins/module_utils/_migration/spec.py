@@ -53,6 +53,8 @@ class Order:
         timeout: seconds for copying; 0 for no limit.
         purge: delete the source's disks instead of retaining them.
         source_is_dead: the operator's word that the source will not come back by itself.
+        truth: the operator's word which of two copies is the guest: ``source``, ``destination`` or None.
+        suspend_both: stop both when there are two.
         uri: libvirt of the source.
         verify: how a cold move proves what it copied: ``stream``, ``none`` or ``full``.
         power_after: ``same``, ``running`` or ``off``.
@@ -87,6 +89,8 @@ class Order:
     hostdevs: t.Mapping[str, str] = dataclasses.field(default_factory=dict)
     allow: tuple[str, ...] = ()
     parallel: int = 0
+    truth: str | None = None
+    suspend_both: bool = False
     storage: t.Mapping[str, str] = dataclasses.field(default_factory=lambda: {"": "copy"})
 
     @property
@@ -130,6 +134,20 @@ def accept(params: t.Mapping[str, t.Any]) -> Order:
             "the guest is started where it waits, which ends in two of them if the wrong host is meant",
             "Run the module on the destination, with source: its inventory name and uri: its libvirt URI from there.",
         )
+    for given, why in (
+        (
+            params["state"] != "migrated" and f"state: {params['state']}",
+            "what is decided is where the guest goes on from",
+        ),
+        (params["source_disks"] == "purge" and "source_disks: purge", "what the other copy has written is kept"),
+        (params["source_is_dead"] and "source_is_dead: true", "a dead source has no second copy that runs"),
+    ):
+        if params["truth"] and given:
+            raise PhyllomeError(
+                f"truth: {params['truth']} was given together with {given}",
+                why,
+                "Leave that out; say it in a later run.",
+            )
     if params["parallel"] > MOST_CONNECTIONS:
         raise PhyllomeError(
             f"parallel: {params['parallel']} is too much",
@@ -179,6 +197,8 @@ def accept(params: t.Mapping[str, t.Any]) -> Order:
         bandwidth_mib=params["bandwidth_mib"],
         timeout=params["timeout"],
         parallel=params["parallel"],
+        truth=params["truth"],
+        suspend_both=params["on_split_brain"] == "suspend_both",
         storage=_storage(params["storage"]),
         purge=params["source_disks"] == "purge",
         source_is_dead=params["source_is_dead"],

@@ -9,6 +9,7 @@ PRIVATE to the collection: no promise of stability for users outside of it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import time
@@ -67,6 +68,14 @@ def plan(state: str, view: View, row: Row, records: t.Sequence[Record]) -> Plan:
             for name in record.retained.values()
         )
         + tuple(
+            Change(
+                "purge", f"{record.destination}.retained", name, None, why="of a copy that was taken back from there"
+            )
+            for record in chosen
+            if record.destination == there
+            for name in record.left
+        )
+        + tuple(
             Change("forget", f"{here}.journal", record.op_id, None)
             for record in chosen
             if not record.retained or record.phase in ("started", "returned")
@@ -90,7 +99,6 @@ def _plan_back(view: View, row: Row) -> Plan:
                 f"{here} has no retained copy of it" if view.record is None else f"it is not finished: {row.meaning}",
                 f"Finish it with state: migrated; then move it from {there} to {here}.",
             )
-        names = {path: name for name, path in view.record.pieces.items()}
         if view.destination.state != "off":
             raise PhyllomeError(
                 f"The move of {view.name} is not taken back while it is {view.destination.detail} on {there}",
@@ -101,8 +109,8 @@ def _plan_back(view: View, row: Row) -> Plan:
             (
                 Change("move", "host", there, here, why="the move is taken back; what was written since stays behind"),
                 *(
-                    Change("put_back", f"{here}.{names.get(path, 'seed')}", name, path)
-                    for path, name in view.record.retained.items()
+                    Change("put_back", f"{here}.{name}", view.record.retained.get(path), path)
+                    for name, path in view.record.pieces.items()
                 ),
             )
         )
@@ -181,6 +189,7 @@ class Undo:
                 again = here.connection.defineXML(xml.dump(root))
             else:
                 again = here.connection.lookupByUUIDString(view.uuid)
+                write_mark(again, mark.returned())
             known = {one.getName() for one in again.listAllSnapshots()}
             for text in record.snapshots:
                 if xml.parse(text).findtext("name") not in known:
@@ -195,19 +204,68 @@ class Undo:
         self.pair.journal.save(dataclasses.replace(record, phase="returned", retained={}))
         self.pair.journal.forget_notes(record.op_id)  # the destination has nothing under the names that they tell of
 
+    def suspend_both(self, view: View) -> None:
+        """Have neither of two guests go on until somebody says which one it is."""
+        if view.mark == "moving":  # else the paused copy looked as if it had never run
+            self.mover.commit(view, sync=True)
+        for side in (self.pair.source, self.pair.destination):
+            with virt.saying(f"Cannot suspend {view.name} on {side.name}"):
+                domain = side.connection.lookupByUUIDString(view.uuid)
+                if domain.state()[0] == virt.libvirt.VIR_DOMAIN_RUNNING:
+                    domain.suspend()
+
+    def decide(self, view: View) -> None:
+        """Stop the copy that is not the truth, for good; what it has written is kept, and the next look goes on from there.
+
+        It is marked before it is suspended, so that it never looks like a copy that has not run, and suspended before
+        the other one is woken.
+        """
+        lib, mark, own = virt.libvirt, view.destination.mark, view.source.mark
+        if mark is None or own is None:  # judge.decidable has seen both
+            return
+        back = self.pair.order.truth == "source"
+        wins, loses = (self.pair.source, self.pair.destination) if back else (self.pair.destination, self.pair.source)
+        with virt.saying(f"Cannot stop {view.name} on {loses.name}"):
+            lost, kept = (side.connection.lookupByUUIDString(view.uuid) for side in (loses, wins))
+            if back:
+                self._give_up(view, lost, mark)
+            else:
+                write_mark(lost, dataclasses.replace(own, fenced=True))
+                if mark.phase == "returning":  # it stays
+                    write_mark(
+                        kept, dataclasses.replace(mark, phase="done", epoch=mark.epoch + 1, fenced=False, files={})
+                    )
+                    kept.setAutostart(int(mark.autostart))
+            lost.setAutostart(0)
+            if lost.state()[0] == lib.VIR_DOMAIN_RUNNING:
+                lost.suspend()
+            if mark.power == "running" and kept.state()[0] == lib.VIR_DOMAIN_PAUSED:
+                with contextlib.suppress(lib.libvirtError):  # it stays as it is then, which loses nothing
+                    kept.resume()
+            if lost.isActive():
+                lost.destroy()
+
+    def _give_up(self, view: View, lost: t.Any, mark: Mark) -> None:
+        """Have the destination's copy taken back from there as soon as it is off."""
+        if mark.phase != "returning":
+            both = mark.shared
+            guest = read_guest(self.pair.destination, view.uuid, sizes=False, shares=lambda disk: disk.path in both)
+            write_mark(lost, self._leaving(mark, guest))
+        record = view.record or Record(view.op_id, view.uuid, view.name, view.source.host, view.destination.host)
+        self.pair.journal.save(dataclasses.replace(record, phase="done"))
+
     def _leaving(self, mark: Mark, guest: Guest) -> Mark:
         own = [disk.path for disk in guest.disks] + ([guest.nvram] if guest.nvram else [])
         connection = self.pair.destination.connection
         if guest.tpm:
             with files.folder(connection, guest.tpm, mark.op_id) as names:
                 own += [os.path.join(guest.tpm, name) for name in TPM_STATES if name in names]
-        for path in guest.seeds:
-            with files.folder(connection, os.path.dirname(path), mark.op_id) as names:
-                own += [path] if os.path.basename(path) in names else []
         moved = {retained(path, mark.op_id): path for path in own}
         for name in moved:  # of the last time that the same move was taken back
             files.remove(connection, name, mark.op_id)
-        return dataclasses.replace(mark, phase="returning", epoch=mark.epoch - 1, fenced=True, files=moved)
+        return dataclasses.replace(
+            mark, phase="returning", epoch=mark.epoch - (mark.phase == "done"), fenced=True, files=moved
+        )
 
     def purge(self, chosen: t.Sequence[Record]) -> None:
         """Delete retained copies, and forget the moves."""
@@ -216,8 +274,8 @@ class Undo:
                 if name == retained(path, record.op_id):  # only what carries the op_id
                     files.delete(name)
             theirs = record.phase == "returned" or (record.phase == "started" and record.by_files)
-            if theirs and record.destination == self.pair.destination.name:
+            if (theirs or record.left) and record.destination == self.pair.destination.name:
                 with virt.saying(f"Cannot remove what a move has left on {record.destination}"):
-                    for staged in record.staged.values():
+                    for staged in (*(record.staged.values() if theirs else ()), *record.left):
                         files.remove(self.pair.destination.connection, staged, record.op_id)
             self.pair.journal.remove(record.op_id)

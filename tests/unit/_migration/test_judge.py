@@ -179,3 +179,26 @@ def test_nothing_starts_while_the_destination_has_anything():
             assert job != "outgoing"
             assert mark != "other"
             assert not committed
+
+
+def test_whichever_of_two_guests_is_said_to_be_the_truth_there_is_a_way_on():
+    """What is seen once the other one is off, and before that, when it is only marked or suspended."""
+    seen = 0
+    for source, destination, job, mark, committed in EVERYTHING:
+        if not judge.decidable(judge.classify(source, destination, job, mark, committed), source, mark, job):
+            continue
+        seen += 1
+        row = judge.classify("off", destination, "none", "done" if mark == "returning" else mark, committed)
+        assert row is not None and row.action == "finish", (destination, mark, committed)
+        row = judge.classify(source, "off", "none", "returning", False)
+        assert row is not None and row.action == "take_back"
+        for half in {destination, "paused"} - {"off"}:
+            row = judge.classify(source, half, "none", "returning", committed)
+            assert judge.decidable(row, source, "returning", "none"), (source, half)
+    assert seen > 20
+
+
+def test_while_each_host_has_a_part_of_its_memory_a_guest_is_neither_started_nor_stopped():
+    for (source, destination, _job, _mark, _committed), action in actions():
+        if {source, destination} & {"postcopy", "broken"}:
+            assert action in {"wait", "refuse"}, (source, destination)

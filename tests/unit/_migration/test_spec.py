@@ -30,6 +30,8 @@ def params(**values):
         "storage": "copy",
         "source_disks": "retain",
         "source_is_dead": False,
+        "truth": None,
+        "on_split_brain": "fail",
         "verify": "stream",
         "power_after": "same",
         "shutdown": None,
@@ -161,6 +163,12 @@ def test_the_most_downtime_is_never_less_than_what_was_asked_for():
         ({"shutdown": {"timeout": -1, "then": "fail"}}, "shutdown.timeout: -1 is too small"),
         ({"hostdevs": {"gpu": "01:00.0"}}, "hostdevs.gpu: '01:00.0' is no device"),
         ({"source_is_dead": True}, "source_is_dead: true was said without"),
+        ({"truth": "source", "state": "rolled_back"}, "truth: source was given together with state: rolled_back"),
+        ({"truth": "source", "source_disks": "purge"}, "truth: source was given together with source_disks: purge"),
+        (
+            {"truth": "source", "source_is_dead": True, "source": "alpha", "uri": "qemu+tls://alpha/system"},
+            "truth: source was given together with source_is_dead: true",
+        ),
         ({"source_is_dead": True, "source": "alpha"}, "source_is_dead: true was said without"),
         (
             {"source_is_dead": True, "uri": "qemu+tls://alpha/system"},

@@ -49,7 +49,7 @@ class Lib(types.ModuleType):
         self._known: dict[str, int] = {
             "VIR_DOMAIN_RUNNING": 1, "VIR_DOMAIN_BLOCKED": 2, "VIR_DOMAIN_PAUSED": 3, "VIR_DOMAIN_SHUTOFF": 5,
             "VIR_DOMAIN_CRASHED": 6, "VIR_DOMAIN_AFFECT_CONFIG": 2, "VIR_DOMAIN_AFFECT_LIVE": 1,
-            "VIR_DOMAIN_AFFECT_CURRENT": 0, "VIR_CPU_COMPARE_INCOMPATIBLE": 0,
+            "VIR_DOMAIN_AFFECT_CURRENT": 0, "VIR_DOMAIN_PAUSED_USER": 1, "VIR_CPU_COMPARE_INCOMPATIBLE": 0,
         }  # fmt: skip
 
     def __getattr__(self, name: str) -> int:
@@ -174,6 +174,7 @@ class Domain:
     def __init__(self, host: Host, root: t.Any) -> None:
         self.host, self.root = host, root
         self.running, self.starts, self.snapshots = False, 0, list[str]()
+        self.paused = False
 
     def name(self) -> str:
         return t.cast("str", self.root.findtext("name"))
@@ -182,13 +183,13 @@ class Domain:
         return t.cast("str", self.root.findtext("uuid"))
 
     def isActive(self) -> int:
-        return int(self.running)
+        return int(self.running or self.paused)
 
     def isPersistent(self) -> int:
         return 1
 
     def state(self) -> list[int]:
-        return [1, 1] if self.running else [5, 1]
+        return [1, 1] if self.running else [3, 1] if self.paused else [5, 1]
 
     def autostart(self) -> int:
         return self.starts
@@ -265,8 +266,7 @@ class Domain:
         world, last = self.host.world, self.host.world.last
         world.last = None
         try:
-            disks = [self.host.path(one.get("file")) for one in self.root.findall("devices/disk/source[@file]")
-                     if one.get("startupPolicy") != "optional"]  # fmt: skip
+            disks = [self.host.path(one.get("file")) for one in self.root.findall("devices/disk/source")]
             return self.refused() is None and all(path.exists() for path in disks)
         finally:
             world.last = last
@@ -285,8 +285,17 @@ class Domain:
         assert self.refused(), "whoever starts it again now is not refused"
         self.running = False
 
+    def suspend(self) -> None:
+        self.host.world.step()
+        self.running, self.paused = False, True
+
+    def resume(self) -> None:
+        self.host.world.step()
+        self.running, self.paused = True, False
+
     def destroy(self) -> None:
-        self.running = False
+        self.host.world.step()
+        self.running = self.paused = False
 
     def undefineFlags(self, dummy: int) -> None:
         self.host.world.step()

@@ -135,7 +135,7 @@ def _knock(uri: str) -> None:
             f"The libvirt at {uri} cannot be reached",
             f"{host} port {port}: {exc}",
             "Is the host up, its libvirt listening (systemctl status libvirtd-tls.socket), its firewall open to "
-            "this one? Nothing was lost; run again when it is.",
+            "this one? Run again when it is.",
         ) from exc
 
 
@@ -332,7 +332,10 @@ class Pair:
 
     def __enter__(self) -> Pair:
         """Meet the destination: what is not there at first is not waited for."""
-        self.destination.connect()
+        try:
+            self.destination.connect()
+        except PhyllomeError as exc:
+            raise exc if self.order.source_is_dead else self._heard(exc) from exc
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -363,11 +366,49 @@ class Pair:
                 "a source that lives can be asked",
                 f"Run the module on {self.source.name}, without source_is_dead.",
             )
-        with virt.saying(f"Cannot ask {self.destination.name} about the guest {order.shown}"):
-            destination = _sight(
-                self.destination, order.name or source.name, order.uuid or source.uuid, at_source=False
-            )
+        try:
+            with virt.saying(f"Cannot ask {self.destination.name} about the guest {order.shown}"):
+                destination = _sight(
+                    self.destination, order.name or source.name, order.uuid or source.uuid, at_source=False
+                )
+        except PhyllomeError as exc:
+            raise exc if source.state == "unreachable" else self._alone(exc, source) from exc
         return self._relate(source, destination)
+
+    def _heard(self, exc: PhyllomeError) -> PhyllomeError:
+        """The same, with what the source says, if it can be asked."""
+        order = self.order
+        with contextlib.suppress(virt.libvirt.libvirtError, PhyllomeError):
+            return self._alone(
+                exc, self.source.ask(lambda one: _look(one, self.source.name, order.name, order.uuid, True), 0)
+            )
+        return exc
+
+    def _alone(self, exc: PhyllomeError, source: Sight) -> PhyllomeError:
+        """What the silence of the destination means for the guest, as far as the source knows."""
+        here, there, name = self.source.name, self.destination.name, source.name
+        mark = source.mark
+        record = self.journal.load(mark.op_id) if mark is not None else None
+        if source.state in ("postcopy", "broken"):
+            return PhyllomeError(
+                f"{exc.what}, in the middle of a post-copy migration of {name}",
+                f"{exc.why}; it is {source.detail} on {here}. Since that began it runs on {there}, or waits there for the part of its "
+                f"memory that is still here, and only the disks there go on; whether {there} still has it is not known",
+                f"Nothing was touched, and nothing may be: neither start it nor stop it here or there. Bring the network or {there} "
+                f"back and run again. Only if {there} has lost it meanwhile that memory is lost: then virsh destroy {name} here, run again, "
+                f"and start it on {there}.",
+                **exc.facts,
+            )
+        if record is not None and record.phase in ("committed", "handed"):
+            return PhyllomeError(
+                f"{exc.what}, and {name} is there",
+                f"{exc.why}; {here} has given it up, and here it is {source.detail}",
+                f"Do not start it on {here}. {exc.remedy}",
+                **exc.facts,
+            )
+        if source.state == "absent":
+            return exc
+        return PhyllomeError(exc.what, f"{exc.why}; {name} is {source.detail} on {here}", exc.remedy, **exc.facts)
 
     def with_source_gone(self, before: View) -> View:
         """What both hosts say when the source's QEMU is dead: only the destination has to be asked."""

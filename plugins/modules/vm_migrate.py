@@ -213,6 +213,16 @@ options:
       - Say it only if you know it. Run on the destination then, with O(source) and O(uri) those of the dead host.
     type: bool
     default: false
+  chain:
+    description:
+      - What becomes of a disk that is an overlay of other files. With V(keep) all of them go, as they are, which takes a guest that is
+        off (O(mode=cold) or V(warm)).
+      - With V(flatten) the destination gets a single file of each such disk, with all that its guest sees of it, and nothing of what is
+        below goes. That works live too. In a cold move the file is made beside the disk at the source first, compared with it, and removed
+        in the end. Snapshots inside of the overlay, checkpoints and encryption would be lost, so they are refused; O(mode=warm) cannot do it.
+    type: str
+    choices: [keep, flatten]
+    default: keep
   truth:
     description:
       - Your word which of two copies is the guest, where both hosts run it, or have run it, and neither may be lost by a guess.
@@ -245,7 +255,8 @@ notes:
     way, and every ten seconds.
   - >-
     Not moved yet: guests with directories of the host, disks that several guests share, disks that are not files, or snapshots of M(phyllome.virt.vm_snapshot).
-    Guests with other snapshots, backing chains, encrypted disks or devices of the host (O(hostdevs)) move only while they are off.
+    Guests with other snapshots, backing chains (unless O(chain=flatten)), encrypted disks or devices of the host (O(hostdevs)) move
+    only while they are off.
     Each of these is a blocker that is named.
   - >-
     While a guest moves, and after it has, the source does not start it, by whatever way: a hook of libvirt that the role
@@ -528,6 +539,7 @@ def main() -> None:
             "parallel": {"type": "int", "default": 0},
             "source_disks": {"type": "str", "choices": ["retain", "purge"], "default": "retain"},
             "source_is_dead": {"type": "bool", "default": False},
+            "chain": {"type": "str", "choices": ["keep", "flatten"], "default": "keep"},
             "truth": {"type": "str", "choices": ["source", "destination"]},
             "on_split_brain": {"type": "str", "choices": ["fail", "suspend_both"], "default": "fail"},
             "storage": {"type": "raw", "default": "copy"},

@@ -84,6 +84,48 @@ def test_chains_snapshots_and_holes_arrive_as_they_were(site: Site, layered: dic
     assert files(site, "alpha", "layered") == []
     assert move(site, "layered", "alpha")["changed"] is False
 
+    flattened_on_the_way(site, layered)
+
+
+def seen(site: Site, host: str, path: str) -> str:
+    """Digest of what a guest that is off sees of a disk."""
+    script = 'f=$(mktemp) && qemu-img convert -f qcow2 -O raw "$1" "$f" && sha256sum < "$f"; s=$?; rm -f "$f"; exit $s'
+    return site.fleet.host(host).run(["sh", "-c", script, "sh", path]).stdout
+
+
+def flattened_on_the_way(site: Site, layered: dict[str, t.Any]) -> None:
+    """Back with the chain made one file: refused while that would lose a snapshot, then cold; and live after a new overlay."""
+    top = layered["chain"][3]
+    alpha, beta = site.fleet.host("alpha"), site.fleet.host("beta")
+    refused = move(site, "layered", "beta", "--check", chain="flatten")
+    assert refused["failed"] and "has snapshots inside (first), which flattening would lose" in refused["msg"]
+    beta.run(["qemu-img", "snapshot", "-d", "first", top])
+    before = seen(site, "beta", top)
+    result = move(site, "layered", "beta", chain="flatten")
+    assert not result.get("failed"), result
+    assert seen(site, "alpha", top) == before
+    assert json.loads(alpha.run(["qemu-img", "info", "--output=json", top]).stdout).get("backing-filename") is None
+    assert sum(disk["bytes_sent"] for disk in result["disks"]) <= 1.05 * (
+        allocated(site, "alpha", top) + allocated(site, "alpha", layered["raw"])
+    )
+    for host in site.fleet.hosts:
+        assert ".flat" not in host.run(["ls", "-A", IMAGES]).stdout
+    assert files(site, "beta", "layered") == []
+
+    below = top.replace("root", "below")
+    alpha.run(["mv", top, below])
+    alpha.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", below, "-F", "qcow2", top])
+    site.virsh("alpha", "start", "layered")
+    result = move(site, "layered", "alpha", chain="flatten", mode="live")
+    assert not result.get("failed"), result
+    assert site.running("layered") == ["beta"] == site.where("layered")
+    assert files(site, "alpha", "layered") == []
+    site.virsh("beta", "destroy", "layered")
+    info = beta.run(["qemu-img", "info", "--output=json", top]).stdout
+    assert json.loads(info).get("backing-filename") is None
+    pattern = beta.run(["qemu-io", "-r", "-f", "qcow2", "-c", "read -P 7 2M 1M", top]).stdout
+    assert "verification failed" not in pattern
+
 
 def test_a_guest_that_runs_is_shut_down_and_counts_on_from_where_it_was(site: Site) -> None:
     guest = site.guest("runner", "alpha")

@@ -118,7 +118,7 @@ class Mover:
                     source=view.source.host,
                     destination=view.destination.host,
                     pieces=pieces(guest),
-                    allocated={disk.target: disk.allocated for disk in guest.disks},
+                    allocated={disk.target: disk.whole for disk in guest.disks},
                     started=int(time.time()),
                     left=view.record.remains if view.record is not None else (),
                 )
@@ -180,7 +180,8 @@ class Mover:
         flags |= lib.VIR_MIGRATE_POSTCOPY if native else lib.VIR_MIGRATE_PAUSED  # libvirt: not both
         if guest.shared:  # which read_shared has proved; libvirt goes by the kind of the file system
             flags |= lib.VIR_MIGRATE_UNSAFE
-        params: dict[str, t.Any] = {lib.VIR_MIGRATE_PARAM_PERSIST_XML: unfenced(domain)}
+        flat = [disk.target for disk in guest.disks if disk.flat]
+        params: dict[str, t.Any] = {lib.VIR_MIGRATE_PARAM_PERSIST_XML: unfenced(domain, flat)}
         paths = sockets(view.op_id)
         if order.ssh:
             params[lib.VIR_MIGRATE_PARAM_URI] = f"unix://{paths.memory}"
@@ -527,7 +528,9 @@ class Mover:
                 for domain in connection.listAllDomains()
                 for path in paths(virt.found(lambda domain=domain: domain.XMLDesc(0)))  # type: ignore[misc]
             }
-            for path in record.pieces.values():
+            for name, path in record.pieces.items():
+                if name.startswith("disks.") and name.count(".") > 1:  # below a disk, and not made there
+                    continue
                 if path in used or any(one.startswith(f"{path}/") for one in used):
                     self.told.leftovers.append(f"{there.name}:{path}")
                 elif path.startswith(f"{SWTPM}/"):

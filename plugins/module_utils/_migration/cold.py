@@ -24,10 +24,10 @@ import typing as t
 
 from .._core import virt, xml
 from .._core.errors import PhyllomeError
-from . import back, devices, files, policy
+from . import back, devices, files, flatten, policy
 from .apply import Mover
 from .copying import Copier, Item, items_of
-from .definition import set_mark, starts_with_host, undefine_flags, write_mark
+from .definition import flattened, set_mark, starts_with_host, undefine_flags, write_mark
 from .journal import Mark, Power, Record, op_id
 from .judge import ALIVE
 from .plan import pieces
@@ -89,7 +89,7 @@ class Cold:
                 self._stopping = time.monotonic()
                 self.mover.progress.say("shutting down")
                 self._shut_down(domain)
-                guest = read_guest(self.pair.source, view.uuid, sizes=True, shares=self.order.shares, cold=True)
+                guest = self._read(view)
             self.told.stats.setdefault("setup_ms", ms(time.monotonic() - began))
             with virt.saying(f"Cannot copy {view.name} to {view.destination.host}"):
                 self._carry(view, domain, guest, mark, record)
@@ -98,6 +98,12 @@ class Cold:
             if self._stumbled or not gone:
                 self.mover.failure = exc
             self._stumbled = True
+
+    def _read(self, view: View) -> Guest:
+        order = self.order
+        return read_guest(
+            self.pair.source, view.uuid, sizes=True, shares=order.shares, cold=True, flatten=order.flatten
+        )
 
     def _open(self, view: View, mode: Mode, shared: tuple[str, ...]) -> tuple[Mark, Record]:
         """The mark and the record of this move, new or as an earlier run has left them."""
@@ -170,24 +176,26 @@ class Cold:
         write_mark(domain, dataclasses.replace(mark, fenced=False))
         history: list[int] = []
         while domain.isActive() and not policy.enough(history):
-            items, record = self._note_items(guest, record, mark.epoch)
+            items, record = self._note_items(guest, record, mark.epoch, {})
             copier = Copier(self.mover, record, rests=False, boot=self._boot)
             copier.bring([item for item in items if not item.identity])
             history.append(copier.pace.sent)
-            guest = read_guest(self.pair.source, view.uuid, sizes=True, shares=self.order.shares, cold=True)
+            guest = self._read(view)
         self.told.stats.update(warm_ms=ms(time.monotonic() - began), rounds=len(history))
         return record
 
-    def _note_items(self, guest: Guest, record: Record, epoch: int) -> tuple[list[Item], Record]:
+    def _note_items(
+        self, guest: Guest, record: Record, epoch: int, flat: t.Mapping[str, str]
+    ) -> tuple[list[Item], Record]:
         """The files that are to be copied, and the record with them."""
         there = self.pair.destination.connection
         self._boot = files.boot(there, record.op_id) or f"unknown to {os.getpid()} since {record.started}"
-        items = list(items_of(guest, record.op_id, record.staged))
+        items = list(items_of(guest, record.op_id, record.staged, flat))
         self._refuse_strangers(items)
         if epoch:
             former = op_id(record.uuid, record.source, epoch - 1)
             record = back.take_over(there, former, self._boot, record, items, self.pair.journal)
-            items = list(items_of(guest, record.op_id, record.staged))
+            items = list(items_of(guest, record.op_id, record.staged, flat))
         staged = {item.path: item.staged for item in items}
         for path, name in record.staged.items():
             if path not in staged:  # the guest has it no more
@@ -197,13 +205,17 @@ class Cold:
         return items, self.pair.journal.save(made)
 
     def _carry(self, view: View, domain: t.Any, guest: Guest, mark: Mark, record: Record) -> None:
-        items, record = self._note_items(guest, record, mark.epoch)
+        record = self.pair.journal.save(dataclasses.replace(record, pieces=pieces(guest)))
+        if self.order.flatten:
+            self.mover.progress.say("flattening disks")
+        flat = flatten.made(guest, record.op_id, self.order.timeout)
+        items, record = self._note_items(guest, record, mark.epoch, flat)
         began = time.monotonic()
         digests, sent = Copier(self.mover, record, rests=True, boot=self._boot).bring(items)
         self.told.stats["migrate_ms"] = ms(time.monotonic() - began)
         record = self.pair.journal.save(dataclasses.replace(record, digests=digests, sent=sent))
         self._take_secrets(guest, record)
-        self._define(domain, mark, record)
+        self._define(domain, mark, record, [disk.target for disk in guest.disks if disk.path in flat])
 
     def _refuse_strangers(self, items: t.Sequence[Item]) -> None:
         """Nothing at the destination is overwritten."""
@@ -255,7 +267,7 @@ class Cold:
                 known = there.secretDefineXML(found.XMLDesc())
             known.setValue(value)
 
-    def _define(self, domain: t.Any, mark: Mark, record: Record) -> None:
+    def _define(self, domain: t.Any, mark: Mark, record: Record, flat: t.Container[str]) -> None:
         """Define the guest at the destination, which may not start it yet, with what libvirt knows of its snapshots."""
         lib = virt.libvirt
         root = xml.parse(
@@ -263,6 +275,7 @@ class Cold:
         )
         arriving = dataclasses.replace(mark, phase="arriving", files=record.staged)
         set_mark(root, arriving)
+        flattened(root, flat)
         devices.exchange(root, self.order.hostdevs)
         copy = self.pair.destination.connection.defineXML(xml.dump(root))
         for snapshot in domain.listAllSnapshots(lib.VIR_DOMAIN_SNAPSHOT_LIST_TOPOLOGICAL):
@@ -341,6 +354,7 @@ class Cold:
             if record is not None:
                 self._report(record)
         if record is not None:
+            flatten.drop(record.pieces, record.op_id)
             self.mover.put_away(view, record)
 
     def _start(self, domain: t.Any, power: str) -> None:
@@ -399,6 +413,7 @@ class Cold:
             for uuid in view.record.secrets if view.record is not None else ():
                 _forget_secret(connection, uuid)
         if view.record is not None:
+            flatten.drop(view.record.pieces, view.op_id)
             self.pair.journal.forget_notes(view.op_id)
 
     def _remove_copy(self, connection: t.Any, path: str, staged: str) -> None:

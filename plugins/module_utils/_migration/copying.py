@@ -37,6 +37,7 @@ class Item:
         size: bytes, holes included.
         changed: when it last was, in nanoseconds.
         allocated: bytes that it takes.
+        local: what is read here; another file than at the path where the disk was flattened.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Item:
     size: int
     changed: int
     allocated: int
+    local: str
 
     @property
     def stamp(self) -> list[int]:
@@ -57,23 +59,28 @@ class Item:
         return not self.name.startswith("disks.")
 
 
-def items_of(guest: Guest, op: str, staged: t.Mapping[str, str]) -> t.Iterator[Item]:
+def items_of(
+    guest: Guest, op: str, staged: t.Mapping[str, str], flat: t.Mapping[str, str] | None = None
+) -> t.Iterator[Item]:
     """The files of a guest, bases before their overlays; only what is there.
 
     Args:
         guest: that is moved.
         op: the name of the move.
         staged: where some of them lie at the destination already.
+        flat: the files that were made of disks and what is below them.
     """
+    made = flat or {}
     named = []
     for disk in guest.disks:
-        below = [(f"disks.{disk.target}.{number}", layer.path) for number, layer in enumerate(disk.backing, 1)]
+        layers = () if disk.path in made else disk.backing
+        below = [(f"disks.{disk.target}.{number}", layer.path) for number, layer in enumerate(layers, 1)]
         named += [*reversed(below), (f"disks.{disk.target}", disk.path)]
     seen = set()
     for name, path in named:
         if path not in seen:  # disks may stand on the same base
             seen.add(path)
-            yield _item(name, path, staged.get(path) or files.staged(path, op))
+            yield _item(name, path, staged.get(path) or files.staged(path, op), made.get(path, path))
     if guest.nvram and os.path.exists(guest.nvram):
         yield _item("nvram", guest.nvram, files.staged(guest.nvram, op))
     for state in TPM_STATES if guest.tpm else ():
@@ -82,9 +89,9 @@ def items_of(guest: Guest, op: str, staged: t.Mapping[str, str]) -> t.Iterator[I
             yield _item("tpm", path, files.staged(path, op, NVRAM))
 
 
-def _item(name: str, path: str, staged: str) -> Item:
-    status = os.stat(path)
-    return Item(name, path, staged, status.st_size, status.st_mtime_ns, status.st_blocks * 512)
+def _item(name: str, path: str, staged: str, local: str = "") -> Item:
+    status = os.stat(local or path)
+    return Item(name, path, staged, status.st_size, status.st_mtime_ns, status.st_blocks * 512, local or path)
 
 
 class Copier:
@@ -164,7 +171,7 @@ class Copier:
                 volume.delete()
                 volume = files.reserve(pool, name, item.size)
                 self._send(item, connection, volume, manifest, stamp, sums)
-            status = os.stat(item.path)
+            status = os.stat(item.local)
             if [status.st_size, status.st_mtime_ns] != item.stamp:
                 raise PhyllomeError(
                     f"{item.path} changed while it was copied",
@@ -176,7 +183,7 @@ class Copier:
 
     def _send(self, item: Item, connection: t.Any, volume: t.Any, manifest: Manifest, stamp: Stamp, sums: bool) -> None:
         """Send what the destination does not have."""
-        with open(item.path, "rb") as file:
+        with open(item.local, "rb") as file:
             if self.rests:
                 os.fsync(file.fileno())  # what is retained has to be what was noted, whatever happens to this host
             known = manifest.grow(item.size)

@@ -56,14 +56,23 @@ def definition(domain: t.Any) -> tuple[str, tuple[str, ...]]:
     return xml.dump(root), tuple(one.getXMLDesc(lib.VIR_DOMAIN_SNAPSHOT_XML_SECURE) for one in snapshots)
 
 
-def unfenced(domain: t.Any) -> str:
-    """The definition that the destination gets."""
+def flattened(root: xml.Element, targets: t.Container[str]) -> None:
+    """Have a definition say nothing of what was below disks."""
+    for disk in root.findall("devices/disk"):
+        target = disk.find("target")
+        if target is not None and target.get("dev") in targets:
+            xml.drop(disk, "backingStore")
+
+
+def unfenced(domain: t.Any, flat: t.Container[str] = ()) -> str:
+    """The definition that the destination gets, with disks that are flattened."""
     lib = virt.libvirt
     root = xml.parse(
         domain.XMLDesc(lib.VIR_DOMAIN_XML_INACTIVE | lib.VIR_DOMAIN_XML_SECURE | lib.VIR_DOMAIN_XML_MIGRATABLE)
     )
     for element in root.findall(f"metadata/{{{xml.MIGRATION_NS}}}migration"):
         element.set("fenced", "no")
+    flattened(root, flat)
     return xml.dump(root)
 
 

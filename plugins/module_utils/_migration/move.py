@@ -284,7 +284,9 @@ class _Run:
         def shares(disk: Disk) -> bool:
             return self._pair.order.shares(disk) if mark is None else disk.path in mark.shared
 
-        made_of = guest(side, view.uuid, sizes=sizes, shares=shares, cold=way[0] in ("warm", "cold"))
+        by_files = way[0] in ("warm", "cold")
+        flatten = self._pair.order.flatten
+        made_of = guest(side, view.uuid, sizes=sizes, shares=shares, cold=by_files, flatten=flatten)
         return made_of, self._against(made_of, way[0] or "live") if self._row.action in ("start", "discard") else []
 
     def _against(self, made_of: Guest, mode: str) -> list[Blocker]:

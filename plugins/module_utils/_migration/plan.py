@@ -134,6 +134,12 @@ def blockers(order: Order, view: View, guest: Guest, offer: Offer, mode: str, ou
         )
     for code, what, fix in guest.obstacles:
         block(code, what, fix)
+    if mode == "warm" and any(disk.flat for disk in guest.disks):
+        block(
+            "backing_chain",
+            "chain: flatten was asked for, and a warm move copies files as they are",
+            "Say mode: live or mode: cold, or chain: keep.",
+        )
     if off:
         _devices(block, there, order, guest, offer)
     for disk in guest.disks:
@@ -290,8 +296,8 @@ def _shared(block: t.Callable[[str, str, str], None], there: str, order: Order, 
 
 def _storage(block: t.Callable[[str, str, str], None], there: str, guest: Guest, offer: Offer, resumed: bool) -> None:
     """Space for every file; an interrupted copy has taken its part of it already."""
-    files = [(layer.path, layer.allocated) for disk in guest.disks for layer in disk.backing]
-    files += [(disk.path, disk.allocated) for disk in guest.disks]
+    files = [(layer.path, layer.allocated) for disk in guest.disks if not disk.flat for layer in disk.backing]
+    files += [(disk.path, disk.whole if disk.flat else disk.allocated) for disk in guest.disks]
     for folder, pool in offer.pools.items():
         if pool is None:
             block(
@@ -397,11 +403,13 @@ def plan(order: Order, view: View, row: Row, guest: Guest) -> Plan:
             changes += [
                 Change("copy", f"disks.{disk.target}.{number}", f"{here}:{layer.path}", f"{there}:{layer.path}",
                        why=f"{shown_size(layer.allocated)}, below {disk.target}" + (", and kept here for others" if layer.shared else ""))
-                for number, layer in reversed(list(enumerate(disk.backing, 1)))
+                for number, layer in reversed(list(enumerate(() if disk.flat else disk.backing, 1)))
             ]  # fmt: skip
+            most = f"at most {shown_size(disk.whole)}" if disk.flat else shown_size(disk.allocated)
+            below = f", with the {len(disk.backing)} file(s) below it in one" if disk.flat else ""
             changes.append(
                 Change("copy", f"disks.{disk.target}", f"{here}:{disk.path}", f"{there}:{disk.path}",
-                       why=f"{shown_size(disk.allocated)} of {shown_size(disk.virtual)}, sparse")
+                       why=f"{most} of {shown_size(disk.virtual)}, sparse{below}")
             )  # fmt: skip
         changes += [
             Change(

@@ -50,8 +50,9 @@ class Disk:
         format: ``qcow2`` or ``raw``.
         virtual: bytes that the guest sees.
         allocated: bytes that the file takes.
-        backing: the files below it, nearest first; only looked up for a cold move.
+        backing: the files below it, nearest first; only looked up for a cold move, or to be flattened.
         id: that it has in phyllome_vm; empty without.
+        flat: what is below it becomes part of it at the destination.
     """
 
     target: str
@@ -61,6 +62,12 @@ class Disk:
     allocated: int
     backing: tuple[Backing, ...] = ()
     id: str = ""
+    flat: bool = False
+
+    @property
+    def whole(self) -> int:
+        """The most bytes that a single file with all of it takes."""
+        return self.allocated + sum(layer.allocated for layer in self.backing)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +122,7 @@ class Guest:
 Shares = t.Callable[[Disk], bool]
 
 
-def guest(side: Side, uuid: str, sizes: bool, shares: Shares, cold: bool = False) -> Guest:
+def guest(side: Side, uuid: str, sizes: bool, shares: Shares, cold: bool = False, flatten: bool = False) -> Guest:
     """What the guest is made of.
 
     Args:
@@ -124,15 +131,18 @@ def guest(side: Side, uuid: str, sizes: bool, shares: Shares, cold: bool = False
         sizes: look at its disks, jobs and snapshots too; its files are on this host.
         shares: whether both hosts have a disk.
         cold: it moves while it is off, so its memory does not matter, and chains, snapshots and secrets go with it.
+        flatten: a disk and all that is below it shall become one file.
 
     Raises:
         PhyllomeError: libvirt does not say.
     """
     with virt.saying(f"Cannot read the guest {uuid} on {side.name}"):
-        return side.ask(lambda connection: _guest(connection, connection.lookupByUUIDString(uuid), sizes, shares, cold))
+        return side.ask(
+            lambda connection: _guest(connection, connection.lookupByUUIDString(uuid), sizes, shares, cold, flatten)
+        )
 
 
-def _guest(connection: t.Any, domain: t.Any, sizes: bool, shares: Shares, cold: bool) -> Guest:
+def _guest(connection: t.Any, domain: t.Any, sizes: bool, shares: Shares, cold: bool, flatten: bool) -> Guest:
     lib = virt.libvirt
     active = bool(domain.isActive())
     flags = lib.VIR_DOMAIN_XML_MIGRATABLE if active else lib.VIR_DOMAIN_XML_INACTIVE
@@ -151,11 +161,14 @@ def _guest(connection: t.Any, domain: t.Any, sizes: bool, shares: Shares, cold: 
     for element in root.findall("devices/disk") if both else ():
         if t.cast("xml.Element", element.find("target")).get("dev") in both:
             xml.drop(element, "backingStore")  # nothing of it is copied
-    if cold or both & chained:
-        asked = [disk for disk in disks if cold or disk.target in both]
-        named, odd = _with_chains(connection, asked, chained, parsed.uuid)
+    flat = chained - both if flatten else set()
+    if cold or both & chained or flat:
+        asked = [disk for disk in disks if cold or disk.target in both | flat]
+        named, odd = _with_chains(connection, asked, flat, parsed.uuid)
         known = {disk.target: disk for disk in named}
         disks = [known.get(disk.target, disk) for disk in disks]
+        if flat:
+            odd += (*_lost(root, domain, flat), *(_room([disk for disk in disks if disk.flat]) if cold else ()))
     if cold:
         odd += _odd_snapshots(domain, parsed.uuid)
         for path in ("devices/hostdev", "devices/interface[@type='hostdev']"):
@@ -164,7 +177,9 @@ def _guest(connection: t.Any, domain: t.Any, sizes: bool, shares: Shares, cold: 
         parsed,
         disks=tuple(disks),
         obstacles=odd
-        + obstacles(root, domain.snapshotNum(), len(domain.listAllCheckpoints()), active and not cold, chained - both),
+        + obstacles(
+            root, domain.snapshotNum(), len(domain.listAllCheckpoints()), active and not cold, chained - both - flat
+        ),
         block_jobs=tuple(disk.target for disk in disks if active and domain.blockJobInfo(disk.target)),
         managed_save=bool(domain.hasManagedSaveImage()),
     )
@@ -176,7 +191,10 @@ def obstacles(
 ) -> tuple[tuple[str, str, str], ...]:
     """What keeps a guest from moving anywhere; that it may be transient is told by its state. Pure."""
     judged = migratable.judge(root, True, snapshots, checkpoints, running=active, chained=chained)
-    return tuple((reason["code"], reason["what"], reason["fix"]) for reason in judged["reasons"])
+    also = {"backing_chain": " Or say chain: flatten, if it may become one."}
+    return tuple(
+        (reason["code"], reason["what"], reason["fix"] + also.get(reason["code"], "")) for reason in judged["reasons"]
+    )
 
 
 def _layers(path: str) -> list[dict[str, t.Any]]:
@@ -190,7 +208,7 @@ def _layers(path: str) -> list[dict[str, t.Any]]:
 
 
 def _with_chains(
-    connection: t.Any, disks: list[Disk], chained: t.Container[str], uuid: str
+    connection: t.Any, disks: list[Disk], flat: t.Container[str], uuid: str
 ) -> tuple[list[Disk], tuple[tuple[str, str, str], ...]]:
     """The disks with what is below them, and what of that cannot be copied."""
     others: set[str] | None = None
@@ -214,6 +232,8 @@ def _with_chains(
                 odd.append(
                     ("disk_kind", f"{path} has its data in {details['data-file']}", "Convert it: qemu-img convert.")
                 )
+            if disk.target in flat and layer.get("encrypted"):
+                odd.append(("backing_chain", f"{path} is encrypted, and what is flattened would not be", _KEEP))
             if number == 0:
                 continue
             if not os.path.isabs(path) or not os.path.isfile(path):
@@ -223,8 +243,34 @@ def _with_chains(
             if others is None:
                 others = _needed_by_others(connection, uuid)
             backing.append(Backing(path, os.stat(path).st_blocks * 512, path in others))
-        found.append(dataclasses.replace(disk, backing=tuple(backing)))
+        if disk.target in flat and layers[0].get("snapshots"):
+            names = ", ".join(one["name"] for one in layers[0]["snapshots"])
+            odd.append(("snapshots", f"{disk.path} has snapshots inside ({names}), which flattening would lose", _KEEP))
+        found.append(dataclasses.replace(disk, backing=tuple(backing), flat=disk.target in flat))
     return found, tuple(odd)
+
+
+_KEEP = "Remove it, or say chain: keep and move the guest while it is off."
+
+
+def _lost(root: xml.Element, domain: t.Any, flat: t.Container[str]) -> t.Iterator[tuple[str, str, str]]:
+    """What libvirt knows of a disk and would not be true of a flattened one."""
+    for number, name in ((domain.snapshotNum(), "snapshot"), (len(domain.listAllCheckpoints()), "checkpoint")):
+        if number:
+            yield f"{name}s", f"it has {number} {name}(s), which flattening would lose", _KEEP
+    for disk in root.findall("devices/disk"):
+        target = disk.find("target")
+        if target is not None and target.get("dev") in flat and disk.find(".//encryption") is not None:
+            yield "backing_chain", f"disk {target.get('dev')} is encrypted, and what is flattened would not be", _KEEP
+
+
+def _room(disks: t.Sequence[Disk]) -> t.Iterator[tuple[str, str, str]]:
+    """Whether this host has space for the flat files, which are made beside the disks while the guest is off."""
+    for folder in sorted({os.path.dirname(disk.path) for disk in disks}):
+        needed = sum(disk.whole for disk in disks if os.path.dirname(disk.path) == folder)
+        if storage.free(folder) < needed:
+            what = f"{folder} has less than {needed >> 20} MiB of space left for flat copies of its disks"
+            yield "space", what, "Make room there, say chain: keep, or move the guest live, which takes no space here."
 
 
 def _needed_by_others(connection: t.Any, uuid: str) -> set[str]:

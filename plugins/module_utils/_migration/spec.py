@@ -63,6 +63,7 @@ class Order:
         state: ``migrated``, ``rolled_back``, ``committed`` or ``cleaned``.
         hostdevs: which device of the destination the guest gets, by the id of the one that it has.
         parallel: connections for the memory; 0 for QEMU's usual single stream.
+        flatten: make one file of a disk and all that is below it.
         storage: ``copy`` or ``shared``, by a disk's id or target; under no name for all others.
     """
 
@@ -91,6 +92,7 @@ class Order:
     parallel: int = 0
     truth: str | None = None
     suspend_both: bool = False
+    flatten: bool = False
     storage: t.Mapping[str, str] = dataclasses.field(default_factory=lambda: {"": "copy"})
 
     @property
@@ -199,6 +201,7 @@ def accept(params: t.Mapping[str, t.Any]) -> Order:
         parallel=params["parallel"],
         truth=params["truth"],
         suspend_both=params["on_split_brain"] == "suspend_both",
+        flatten=params["chain"] == "flatten",
         storage=_storage(params["storage"]),
         purge=params["source_disks"] == "purge",
         source_is_dead=params["source_is_dead"],

@@ -23,7 +23,7 @@ KEPT = f"{DISK}.phyllome-retained-{FORMER}"
 VARS = "/nvram/web_VARS.fd"
 STAMP = [3 * 1024**2, 1795651606 * 10**9 + 4801831]
 RECORD = journal.Record(OP, UUID, "web", "beta", "alpha", mode="cold")
-ITEMS = [Item("disks.vda", DISK, "", 3 * 1024**2, 5, 4096), Item("nvram", VARS, "", 10, 5, 4096)]
+ITEMS = [Item("disks.vda", DISK, "", 3 * 1024**2, 5, 4096, DISK), Item("nvram", VARS, "", 10, 5, 4096, VARS)]
 RETAINED = {DISK: KEPT, VARS: f"{VARS}.phyllome-retained-{FORMER}"}
 SAID = {"phase": "done", "source": "alpha", "retained": RETAINED}
 NOTE = {"path": DISK, "start": 0, "end": 3 * 1024**2, "entries": ["0001aa", "", "0001bb"], "stamp": STAMP, "sent": 9}

@@ -99,7 +99,7 @@ class Play:
             "destination_uri": "qemu+tls://beta/system", "uri": "qemu:///system", "state": "migrated", "mode": "auto",
             "convergence": None, "bandwidth_mib": 0, "timeout": 0, "parallel": 0, "storage": "copy", "source_disks": "retain", "source_is_dead": False,
             "verify": "stream", "power_after": "same", "shutdown": {"timeout": 1, "then": "fail"}, "hostdevs": None,
-            "allow": None, "truth": None, "on_split_brain": "fail",
+            "allow": None, "chain": "keep", "truth": None, "on_split_brain": "fail",
         }  # fmt: skip
         try:
             return move.move({**parameters, **more}, check)

@@ -30,6 +30,7 @@ def params(**values):
         "storage": "copy",
         "source_disks": "retain",
         "source_is_dead": False,
+        "chain": "keep",
         "truth": None,
         "on_split_brain": "fail",
         "verify": "stream",

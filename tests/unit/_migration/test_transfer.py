@@ -31,7 +31,7 @@ def asked(monkeypatch):
         seen: dict[str, t.Any] = {}
         job = types.SimpleNamespace(run=lambda timeout, monitor: None, seconds=1.0)
         monkeypatch.setattr(apply.virt, "libvirt", lib)
-        monkeypatch.setattr(apply, "unfenced", lambda domain: "<domain/>")
+        monkeypatch.setattr(apply, "unfenced", lambda domain, flat: "<domain/>")
         monkeypatch.setattr(apply, "address", lambda order: "10.0.0.2")
         monkeypatch.setattr(
             apply, "Handover", lambda *dummy: types.SimpleNamespace(end=lambda: seen.update(handover=True))

@@ -14,6 +14,19 @@ LOCK = {"encryption": {"passphrase": KEY}}
 OFF = {"timeout": 1, "then": "destroy"}
 ROOT = {"id": "root", "format": "raw", "source": {"path": IMAGE}, **LOCK}
 DATA = {"id": "data", "size": "16MiB", **LOCK}
+QUICK = """#!/bin/sh
+# By itself qemu-img makes locks that take two seconds of a processor at each opening.
+for word; do
+    shift
+    case $word in
+    key-secret=*) word=$word,iter-time=10 ;;
+    encrypt.format=luks,*) word=$word,encrypt.iter-time=10 ;;
+    esac
+    set -- "$@" "$word"
+done
+exec /usr/bin/qemu-img "$@"
+"""
+PROGRAM = "/usr/sbin/qemu-img"
 BASED = {"id": "based", "source": {"path": IMAGE, "method": "linked"}, **LOCK}
 
 
@@ -21,8 +34,12 @@ BASED = {"id": "based", "source": {"path": IMAGE, "method": "linked"}, **LOCK}
 def vault(site: Site) -> t.Iterator[dict[str, t.Any]]:
     guest = site.guest("vault", "alpha", networks=[], shutdown=OFF, disks=[ROOT])
     del guest["host"]
+    alpha = site.fleet.host("alpha")
+    alpha.write(PROGRAM, QUICK)
+    alpha.run(["chmod", "755", PROGRAM])
     yield guest
     site.remove("vault", "copy")
+    alpha.run(["rm", PROGRAM])
 
 
 def test_an_encrypted_guest(site: Site, vault: dict[str, t.Any]) -> None:

@@ -169,8 +169,8 @@ def _guest(connection: t.Any, domain: t.Any, sizes: bool, shares: Shares, cold: 
         disks = [known.get(disk.target, disk) for disk in disks]
         if flat:
             odd += (*_lost(root, domain, flat), *(_room([disk for disk in disks if disk.flat]) if cold else ()))
+    odd += _kept(parsed.uuid) or (_odd_snapshots(domain) if cold else ())
     if cold:
-        odd += _odd_snapshots(domain, parsed.uuid)
         for path in ("devices/hostdev", "devices/interface[@type='hostdev']"):
             xml.drop(root, path)  # it gets others at the destination: plan.blockers looks at them
     made_of = dataclasses.replace(
@@ -286,12 +286,17 @@ def _needed_by_others(connection: t.Any, uuid: str) -> set[str]:
     return needed
 
 
-def _odd_snapshots(domain: t.Any, uuid: str) -> tuple[tuple[str, str, str], ...]:
-    """Snapshots that have something outside of the disks' files, which is not carried over."""
+def _kept(uuid: str) -> tuple[tuple[str, str, str], ...]:
+    """Snapshots of vm_snapshot: their memory, UEFI variables and TPM state lie in a folder of this host."""
     folder = os.path.join(OURS, "snapshots", uuid)
     if os.path.isdir(folder) and os.listdir(folder):
         fix = "Remove them for the move: vm_snapshot with state: absent."
         return (("snapshots", "it has snapshots of vm_snapshot, which keep more than is in its disks", fix),)
+    return ()
+
+
+def _odd_snapshots(domain: t.Any) -> tuple[tuple[str, str, str], ...]:
+    """Snapshots that have something outside of the disks' files, which is not carried over."""
     odd = []
     for snapshot in domain.listAllSnapshots():
         root = xml.parse(snapshot.getXMLDesc())

@@ -25,7 +25,7 @@ from ansible_collections.phyllome.virt.plugins.module_utils._migration import (
     stream,
 )
 from ansible_collections.phyllome.virt.plugins.module_utils._migration.read_way import Way
-from ansible_collections.phyllome.virt.tests.unit._migration.world import UUID, Killed, World
+from ansible_collections.phyllome.virt.tests.unit._migration.world import UUID, Killed, Snapshot, World
 
 KIB = 1024
 SIZE = 1000 * KIB
@@ -420,3 +420,32 @@ def test_a_move_that_is_made_again_after_it_was_taken_back_counts_anew(play):
         (disk,) = play.run()["disks"]
         assert disk["bytes_sent"] <= disk["allocated_before"] * 1.05
         assert play.run(state="rolled_back")["phase"] == "rolled_back"
+
+
+@pytest.mark.parametrize("runs", [False, True])
+def test_snapshots_of_vm_snapshot_keep_a_guest_here_until_they_are_removed(play, tmp_path, monkeypatch, runs):
+    folder = tmp_path / "ours/snapshots" / UUID
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(read_guest, "OURS", str(tmp_path / "ours"))
+    play.domain.running, play.domain.snapshots = runs, []
+    (folder / "before").mkdir()
+    for check in (True, False):  # also where libvirt has forgotten them
+        with pytest.raises(
+            PhyllomeError, match="it has snapshots of vm_snapshot.* vm_snapshot with state: absent"
+        ) as error:
+            play.run(check=check)
+        assert [one["code"] for one in error.value.facts["blockers"]] == ["snapshots"]
+    assert play.where() == ["alpha"] == play.startable() and play.at("beta") == []
+    (folder / "before").rmdir()
+    assert play.run(mode="cold")["classification"] == 2
+
+
+def test_a_snapshot_outside_of_the_disks_is_named_with_what_to_do(play, monkeypatch):
+    text = "<domainsnapshot><name>first</name><memory snapshot='external' file='/images/memory'/></domainsnapshot>"
+    monkeypatch.setattr(Snapshot, "getXMLDesc", lambda self, flags=0: text)
+    play.domain.snapshots = ["first"]
+    with pytest.raises(
+        PhyllomeError, match="its snapshot first is not inside of its disks.*virsh snapshot-delete web first"
+    ):
+        play.run()
+    assert play.where() == ["alpha"] and play.at("beta") == []

@@ -24,7 +24,7 @@ GUIDE = (runner.ROOT / "docs" / "give-a-gpu.md").read_text()
 #: The words of the guide, as they stand there.
 WORDS = [yaml.safe_load(text) for text in re.findall(r"(?s)^```yaml\n(.+?)\n```$", GUIDE, re.MULTILINE)]
 COMMANDS = [line for text in re.findall(r"(?s)^```sh\n(.+?)\n```$", GUIDE, re.MULTILINE) for line in text.splitlines()]
-SITE, SITE_AGAIN, ARGUMENTS_BACK = COMMANDS[3:]
+CHECK, SITE, SITE_AGAIN, ARGUMENTS_BACK = COMMANDS[2:]
 #: The host's drivers of what the guest gets.
 GIVEN = {"ssd": "nvme", "nic": "e1000e", "usb": "xhci_hcd", "gpu": "bochs-drm", "gpu-audio": "snd_hda_intel"}
 #: What the drive holds before the guest has it; its second sector is empty.
@@ -48,9 +48,9 @@ class Story(Host):
         inventory = yaml.safe_load(self.bare.machine.inventory_text())
         inventory["phyllome_hosts"].setdefault("vars", {}).update(variables)
         self.bare.inventory.write_text(yaml.safe_dump(inventory))
-        program, dummy, dummy, name = shlex.split(command)
+        program, dummy, dummy, name, *flags = shlex.split(command)
         assert (program, name) == ("ansible-playbook", "phyllome.virt.site")
-        return runner.playbook(name, self.bare.inventory, "--tags", "passthrough", timeout=2700).ok()
+        return runner.playbook(name, self.bare.inventory, "--tags", "passthrough", *flags, timeout=2700).ok()
 
     def wanted(self, *more: str) -> list[dict[str, t.Any]]:
         """The graphics card as the guide has it, here the only screen; a drive, a card, a controller, functions of a card."""
@@ -97,8 +97,15 @@ def test_a_binding_that_a_power_cut_ended_is_undone(story: Story, before: tuple[
     assert story.drivers() == before[1]
 
 
-def test_the_iommu_is_switched_on_and_devices_are_bound_with_one_reboot(story: Story, before: object) -> None:
+def test_the_iommu_is_switched_on_and_devices_are_bound_with_one_reboot(
+    story: Story, before: tuple[str, object]
+) -> None:
+    foretold = story.follow(CHECK, phyllome_passthrough=story.wanted()).changes()
+    assert story.files() == before[0]
     done = story.follow(SITE, phyllome_passthrough=story.wanted())
+    # what else there is to do depends on the groups, which nobody knows before the reboot
+    tasks = [task.rpartition(" : ")[2] for dummy, task, dummy in foretold]
+    assert tasks == ["Have the kernel switch it on", "Reboot"] and foretold[0] == done.changes()[0], foretold
     results = [(task.rpartition(" : ")[2], result) for dummy, task, result in done.results()]
     assert len([task for task, result in results if task == "Reboot" and result.get("rebooted")]) == 1
     plans = [each["plan"] for task, result in results if task == "Bind" for each in result["results"]]
@@ -150,8 +157,8 @@ def test_another_card_at_the_same_address_is_left_to_the_host(story: Story) -> N
     story.sh(_GONE, nic)
     machine.plug({"driver": "e1000e", "id": "nic", "bus": "port-1"})
     story.sh(_THERE, nic)
-    # the rule knows it again; but its driver, loaded by then, was faster, and no rule takes a device away while the system runs
-    assert story.drivers()["nic"] == ("e1000e", "vfio-pci")
+    # the rule knows it again; whether it is before the card's driver, loaded by then, is up to the kernel
+    assert story.drivers()["nic"][1] == "vfio-pci"
 
 
 def test_all_is_bound_after_a_power_cut_while_an_initramfs_was_made(story: Story) -> None:

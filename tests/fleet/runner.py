@@ -88,12 +88,7 @@ def environment(core: str | None = None) -> dict[str, str]:
         **inherited,
         "PATH": f"{venv}/bin:{os.environ['PATH']}",
         "ANSIBLE_COLLECTIONS_PATH": str(INSTALLED),
-        "ANSIBLE_PIPELINING": "true",
-        "ANSIBLE_FORKS": "10",
-        "ANSIBLE_INJECT_FACT_VARS": "false",
-        "ANSIBLE_NOCOLOR": "true",
-        "ANSIBLE_RETRY_FILES_ENABLED": "false",
-        "ANSIBLE_DEPRECATION_WARNINGS": "false",
+        "ANSIBLE_CONFIG": str(ROOT / "tests" / "fleet" / "ansible.cfg"),
     }
 
 

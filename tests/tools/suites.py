@@ -28,9 +28,12 @@ PURE = (
     "test_capture.py",
     "test_cold.py",
     "test_corpus.py",
+    "test_decide.py",
+    "test_flatten.py",
     "test_fuzz.py",
     "test_judge.py",
     "test_properties.py",
+    "test_shared.py",
 )
 #: What a laboratory's suite is run with. A fleet mostly waits, so two work side by side, each for whole files.
 LABS = {"fleet": ("-n", "2", "--dist", "loadfile"), "metal": (), "bench": ()}

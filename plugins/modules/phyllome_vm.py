@@ -923,7 +923,7 @@ options:
     description:
       - What happens to a device that this module made and that is no longer in its list.
       - V(keep) is the default. V(prune) takes it out of the definition, and out of the running guest if that lets go of it.
-        The file of a disk stays.
+        The file of a disk stays, on this host also when the guest moves to another one.
       - Devices that somebody else added are left alone in any case, and so are those whose whole list is not given.
     type: str
     choices: [keep, prune]

@@ -150,7 +150,8 @@ options:
     default: 0
   source_disks:
     description:
-      - V(retain) keeps disks, UEFI variables and TPM state at the source under names that end in C(.phyllome-retained-) and the C(op_id).
+      - V(retain) keeps disks, UEFI variables, TPM state and the CD of cloud-init at the source under names that end in
+        C(.phyllome-retained-) and the C(op_id).
         The next move of the same guest away from that host replaces them. A warm or cold move back to it begins with what a warm or cold
         move has retained there, if nobody touched that, and sends only what changed since.
       - V(purge) deletes them, once the guest is at the destination and found complete.

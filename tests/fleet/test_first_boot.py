@@ -134,8 +134,8 @@ def test_a_guest_is_seeded_and_waited_for(site: Site, alpha: Host) -> None:
     a_seeded_guest_moves(site, {**again, "filesystems": []})
     site.remove("seeded")
     assert not files(site.fleet.host("beta"), "seeded")
-    assert any("retained" in name for name in files(alpha, "seeded"))
-    alpha.run(["sh", "-c", "rm /var/lib/libvirt/images/seeded*"])
+    assert files(alpha, "seeded") == {"seeded-data.qcow2"}
+    alpha.run(["rm", "/var/lib/libvirt/images/seeded-data.qcow2"])
 
 
 def a_linux_guest_takes_and_gives_devices(site: Site, alpha: Host, guest: dict[str, t.Any]) -> None:
@@ -176,15 +176,19 @@ def a_seeded_guest_moves(site: Site, guest: dict[str, t.Any]) -> None:
     for name in ("vmlinuz", "initrd"):
         beta.put(linux.images() / name, f"/srv/{name}")
     move = {"name": "seeded", "destination": "beta", "destination_uri": f"qemu+tls://{beta.address}/system"}
+    (seed,) = (name for name in files(site.fleet.host("alpha"), "seeded-cloud-init"))
     moved = site.module("vm_migrate", "alpha", move)
     assert not moved.get("failed"), moved["msg"]
     assert moved["mode_used"] == "live"
+    assert [word for word in moved["warnings"] if "seeded-data.qcow2 stays where it is" in word]
+    assert any(seed in kept for kept in moved["leftovers"])
     assert site.running("seeded") == ["beta"]
     told = site.module("phyllome_vm", "beta", guest)
     assert not told.get("failed"), told["msg"]
     assert told["changed"] and told["guest"]["state"] == "running"
     assert "seeded-cloud-init" in site.virsh("beta", "domblklist", "seeded")
     assert site.module("phyllome_vm", "beta", guest)["changed"] is False
+    assert site.module("vm_migrate", "alpha", {**move, "state": "cleaned"})["changed"]
 
 
 USER_PLAY = """

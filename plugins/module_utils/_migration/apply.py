@@ -17,7 +17,7 @@ import os
 import time
 import typing as t
 
-from .._core import virt
+from .._core import virt, xml
 from .._core.errors import PhyllomeError
 from . import files
 from .definition import definition, paths, starts_with_host, undefine_flags, unfenced, write_mark
@@ -27,7 +27,7 @@ from .plan import grown, pieces, retained
 from .process import Qemu
 from .progress import Progress
 from .read import SWTPM, Pair, View
-from .read_guest import Guest
+from .read_guest import Guest, parse_guest
 from .read_guest import guest as read_guest
 from .read_way import address
 from .transfer import POLL, Handover, Job, Monitor, ms, settle, too_slow
@@ -453,12 +453,16 @@ class Mover:
     def put_away(self, view: View, record: Record) -> None:
         """Give the source's files their retained names, undefine the guest there, purge what is to be purged."""
         here = self.pair.source
-        kept = {path: retained(path, view.op_id) for path in record.pieces.values()}
-        record = self.pair.journal.save(dataclasses.replace(record, retained=kept))
+        own = {**record.retained, **dict.fromkeys(record.pieces.values())}
         domain = virt.found(lambda: here.connection.lookupByUUIDString(view.uuid))
         if domain is not None:
             text, snapshots = definition(domain)
-            record = self.pair.journal.save(dataclasses.replace(record, definition=text, snapshots=snapshots))
+            record = dataclasses.replace(record, definition=text, snapshots=snapshots)
+            both = view.source.mark.shared if view.source.mark is not None else ()
+            seeds = parse_guest(xml.parse(text)).apart(lambda disk: disk.path in both).seeds
+            own.update(dict.fromkeys(path for path in seeds if os.path.exists(path)))
+        kept = {path: retained(path, view.op_id) for path in own}
+        record = self.pair.journal.save(dataclasses.replace(record, retained=kept))
         if domain is not None:  # without a definition the files have their names already, or are no longer this guest's
             for path, name in kept.items():
                 if os.path.exists(path):
@@ -472,7 +476,7 @@ class Mover:
         kept = {path: name for path, name in kept.items() if os.path.exists(name)}
         for older in self.pair.journal.of_guest(view.uuid):
             if older.op_id != record.op_id and older.phase == "done":
-                self._supersede(older, record.pieces.values())
+                self._supersede(older, own)
         if kept or record.left:
             self.pair.journal.save(dataclasses.replace(record, phase="done", retained=kept))
         else:

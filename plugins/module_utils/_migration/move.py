@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import time
 import typing as t
 
@@ -287,6 +288,11 @@ class _Run:
         by_files = way[0] in ("warm", "cold")
         flatten = self._pair.order.flatten
         made_of = guest(side, view.uuid, sizes=sizes, shares=shares, cold=by_files, flatten=flatten)
+        made_of = dataclasses.replace(
+            made_of,
+            seeds=tuple(filter(os.path.exists, made_of.seeds)),
+            former=tuple(filter(os.path.exists, made_of.former)),
+        )
         return made_of, self._against(made_of, way[0] or "live") if self._row.action in ("start", "discard") else []
 
     def _against(self, made_of: Guest, mode: str) -> list[Blocker]:

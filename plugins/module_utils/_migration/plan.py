@@ -316,8 +316,12 @@ def _storage(block: t.Callable[[str, str, str], None], there: str, guest: Guest,
 
 
 def unknown(guest: Guest, offer: Offer, there: str) -> list[str]:
-    """What could not be checked beforehand; libvirt will refuse if it does not fit. Pure."""
+    """What could not be checked beforehand, where libvirt will refuse if it does not fit; and what stays. Pure."""
     said = [
+        f"{path} stays where it is: {guest.name} had it as a disk and has it no more. Delete it there, or declare the disk again first."
+        for path in guest.former
+    ]
+    said += [
         f"Whether {there} has {path} could not be checked: no storage pool is there."
         for path, known in offer.media.items()
         if known is None
@@ -372,7 +376,7 @@ def plan(order: Order, view: View, row: Row, guest: Guest) -> Plan:
         order: what was asked for.
         view: both hosts.
         row: what their state means.
-        guest: as far as it is known: what is moved, or what is there already.
+        guest: as far as it is known: what is moved, or what is there already; seeds are those that are there.
     """
     here, there = view.source.host, view.destination.host
     changes: list[Change] = []
@@ -436,5 +440,9 @@ def plan(order: Order, view: View, row: Row, guest: Guest) -> Plan:
             for name, path in owned.items()
         ]
     if view.source.persistent:
+        changes += [
+            Change("put_away", f"{here}.seed", path, None if order.purge else retained(path, view.op_id))
+            for path in guest.seeds
+        ]
         changes.append(Change("undefine", f"{here}.definition", view.name, None))
     return Plan(tuple(changes))

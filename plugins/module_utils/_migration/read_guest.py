@@ -20,6 +20,8 @@ from .._core import virt, xml
 from .._core.errors import PhyllomeError
 from .._core.program import run
 from .._guest import migratable, storage
+from .._guest.domain import marker
+from .._guest.media import RESERVED
 from . import devices, files
 from .read import NVRAM, OURS, SWTPM, Pair, Side
 from .read_way import Way, way
@@ -81,6 +83,8 @@ class Guest:
         secrets: uuids of the secrets that its disks and its TPM are encrypted with.
         devices: of this host, that it has.
         shared: disks that both hosts have, which are not copied; ``disks`` are the others.
+        seeds: CD images that phyllome_vm has made for it. They do not come along, and may hold secrets.
+        former: files of disks that phyllome_vm has made for it and has taken out of it.
     """
 
     name: str
@@ -108,14 +112,19 @@ class Guest:
     secrets: tuple[str, ...] = ()
     devices: tuple[devices.Device, ...] = ()
     shared: tuple[Disk, ...] = ()
+    seeds: tuple[str, ...] = ()
+    former: tuple[str, ...] = ()
 
     def apart(self, shares: Shares) -> Guest:
-        """The same, with the disks that both hosts have apart from the others."""
+        """The same, with the disks that both hosts have apart from the others; a seed beside one is on both hosts, too."""
         everything = (*self.disks, *self.shared)
+        shared = tuple(disk for disk in everything if shares(disk))
+        both = {os.path.dirname(disk.path) for disk in shared}
         return dataclasses.replace(
             self,
             disks=tuple(disk for disk in everything if not shares(disk)),
-            shared=tuple(disk for disk in everything if shares(disk)),
+            shared=shared,
+            seeds=tuple(path for path in self.seeds if os.path.dirname(path) not in both),
         )
 
 
@@ -340,6 +349,8 @@ def parse_guest(root: xml.Element) -> Guest:
     os_element = root.find("os")
     if nvram is None and os_element is not None and os_element.get("firmware") == "efi":
         nvram_path = os.path.join(NVRAM, f"{root.findtext('name', '')}_VARS.fd")
+    made = marker(root)
+    volumes = made.volumes if made is not None else ()
     tpm_path = None
     if tpm is not None and tpm.get("type") == "emulator" and tpm.find("source") is None:
         tpm_path = os.path.join(SWTPM, uuid, "tpm1.2" if tpm.get("version") == "1.2" else "tpm2")
@@ -366,6 +377,12 @@ def parse_guest(root: xml.Element) -> Guest:
         pages=tuple(int(page.get("size", 0)) for page in root.findall("memoryBacking/hugepages/page")),
         last_cpu=_last_cpu(root),
         devices=devices.of(root),
+        seeds=tuple(volume.path for volume in volumes if volume.id in RESERVED),
+        former=tuple(
+            volume.path
+            for volume in volumes
+            if volume.id not in RESERVED and volume.made and volume.path not in {disk.path for disk in disks}
+        ),
         secrets=tuple(
             dict.fromkeys(
                 each.get("uuid", "")

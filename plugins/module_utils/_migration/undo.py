@@ -99,6 +99,7 @@ def _plan_back(view: View, row: Row) -> Plan:
                 f"{here} has no retained copy of it" if view.record is None else f"it is not finished: {row.meaning}",
                 f"Finish it with state: migrated; then move it from {there} to {here}.",
             )
+        names = {path: name for name, path in view.record.pieces.items()}
         if view.destination.state != "off":
             raise PhyllomeError(
                 f"The move of {view.name} is not taken back while it is {view.destination.detail} on {there}",
@@ -109,8 +110,8 @@ def _plan_back(view: View, row: Row) -> Plan:
             (
                 Change("move", "host", there, here, why="the move is taken back; what was written since stays behind"),
                 *(
-                    Change("put_back", f"{here}.{name}", view.record.retained.get(path), path)
-                    for name, path in view.record.pieces.items()
+                    Change("put_back", f"{here}.{names.get(path, 'seed')}", name, path)
+                    for path, name in view.record.retained.items()
                 ),
             )
         )
@@ -260,6 +261,9 @@ class Undo:
         if guest.tpm:
             with files.folder(connection, guest.tpm, mark.op_id) as names:
                 own += [os.path.join(guest.tpm, name) for name in TPM_STATES if name in names]
+        for path in guest.seeds:
+            with files.folder(connection, os.path.dirname(path), mark.op_id) as names:
+                own += [path] if os.path.basename(path) in names else []
         moved = {retained(path, mark.op_id): path for path in own}
         for name in moved:  # of the last time that the same move was taken back
             files.remove(connection, name, mark.op_id)

@@ -12,7 +12,7 @@ import typing as t
 
 import pytest
 
-from ansible_collections.phyllome.virt.plugins.module_utils._core import virt
+from ansible_collections.phyllome.virt.plugins.module_utils._core import virt, xml
 from ansible_collections.phyllome.virt.plugins.module_utils._core.errors import PhyllomeError
 from ansible_collections.phyllome.virt.plugins.module_utils._migration import (
     files,
@@ -57,9 +57,14 @@ class Play:
                 file.write(os.urandom(70 * KIB))
         self.digest = self.summed(self.disk)
         self.chance, self.writes = random.Random(6), False
+        self.seed = world.images / "web-cloud-init-0123456789ab.iso"
+        self.seed.write_text("secrets")
         self.domain = world.hosts["alpha"].defineXML(
-            f"<domain type='kvm'><name>web</name><uuid>{UUID}</uuid><memory>1024</memory><devices>"
+            f"<domain type='kvm'><name>web</name><uuid>{UUID}</uuid><memory>1024</memory><metadata>"
+            f"<p:guest xmlns:p='{xml.GUEST_NS}'><p:volume id='cloud-init' path='{self.seed}' made='yes'/></p:guest>"
+            "</metadata><devices>"
             f"<disk type='file'><driver type='raw'/><source file='{self.disk}'/><target dev='vda'/></disk>"
+            f"<disk type='file' device='cdrom'><source file='{self.seed}' startupPolicy='optional'/><target dev='sda'/></disk>"
             "</devices></domain>"
         )
         self.domain.starts, self.domain.snapshots = 1, ["first", "second"]
@@ -125,7 +130,7 @@ class Play:
         assert self.where() == ["beta"] == self.startable()
         there = self.summed(self.world.hosts["beta"].path(str(self.disk)))
         if self.writes:  # then it has what it had when it was stopped
-            (kept,) = self.world.images.glob("*.phyllome-retained-*")
+            (kept,) = self.world.images.glob("web.raw.phyllome-retained-*")
             self.digest = self.summed(kept)
         assert there == self.digest
         assert (self.at("alpha"), self.at("beta")) == ([], ["web.raw"])
@@ -136,7 +141,8 @@ class Play:
         (domain,) = self.world.hosts["alpha"].domains.values()
         assert self.where() == ["alpha"] == self.startable()
         assert self.writes or self.summed(self.disk) == self.digest
-        assert (self.at("alpha"), self.at("beta")) == (["web.raw"], [])
+        assert (self.at("alpha"), self.at("beta")) == ([self.seed.name, "web.raw"], [])
+        assert self.seed.read_text() == "secrets"
         assert (domain.running, domain.starts, domain.snapshots) == (running, 1, ["first", "second"])
 
 
@@ -293,7 +299,7 @@ def test_what_arrived_is_told(play):
     (disk,) = result["disks"]
     assert disk["target"] == "vda" and disk["verified"] == "full" and disk["digest"].startswith("sha256-chunks:")
     assert disk["bytes_sent"] <= disk["allocated_before"] * 1.05
-    assert result["leftovers"] == [f"{play.disk}.phyllome-retained-{result['op_id']}"]
+    assert result["leftovers"] == [f"{path}.phyllome-retained-{result['op_id']}" for path in (play.disk, play.seed)]
 
 
 def test_a_clock_that_is_wrong_is_told(play):
@@ -372,6 +378,8 @@ def test_a_finished_move_is_taken_back_and_what_is_left_there_is_cleaned_up(play
     while ended is None:
         play = plays()
         assert play.run()["classification"] == 2
+        there = play.world.hosts["beta"].path(str(play.seed))
+        there.write_text("phyllome_vm has made it again")
         ended = play.run(step, state="rolled_back")
         assert len(play.startable()) <= 1, f"step {step}"
         assert play.run(state="rolled_back")["phase"] == "rolled_back"
@@ -379,7 +387,7 @@ def test_a_finished_move_is_taken_back_and_what_is_left_there_is_cleaned_up(play
         step += 1
     assert step > 8
     beta = play.world.hosts["beta"].path(str(play.world.images))
-    assert len(os.listdir(beta)) == 1
+    assert len(os.listdir(beta)) == 2
     assert play.run(state="cleaned")["changed"] is True
     assert os.listdir(beta) == [] == os.listdir(play.journal)
     assert play.run(state="cleaned")["changed"] is False
@@ -402,6 +410,44 @@ def test_a_committed_move_leaves_nothing(play):
     assert play.run(state="committed")["changed"] is False
     with pytest.raises(PhyllomeError, match="alpha has no retained copy"):
         play.run(state="rolled_back")
+
+
+def test_no_secret_is_left_behind_where_nothing_is_retained(plays):
+    step, ended = 0, None
+    while ended is None:
+        play = plays()
+        ended = play.run(step, source_disks="purge")
+        assert play.run(source_disks="purge")["classification"] == 2
+        play.arrived(False)
+        assert os.listdir(play.world.images) == [] == os.listdir(play.journal), f"step {step}"
+        step += 1
+    planned = {(change["path"], change["to"]) for change in ended["plan"] if change["from"] == str(play.seed)}
+    assert planned == {("alpha.seed", None)}
+
+
+def test_a_seed_that_both_hosts_have_stays_where_it_is(play):
+    shared = play.world.shared / "web.raw"
+    shared.write_bytes(play.disk.read_bytes())
+    seed = play.world.shared / play.seed.name
+    seed.write_text("secrets")
+    text = play.domain.XMLDesc()
+    for before, after in ((play.disk, shared), (play.seed, seed)):
+        text = text.replace(str(before), str(after))
+    play.world.hosts["alpha"].defineXML(text)
+    assert play.run(storage="shared")["leftovers"] == []
+    assert sorted(path.name for path in play.world.shared.iterdir()) == [play.seed.name, "web.raw"]
+
+
+def test_a_file_that_the_guest_has_no_more_stays_and_is_told(play):
+    former = play.world.images / "web-data.raw"
+    former.touch()
+    volume = f"<p:volume id='data' path='{former}' made='yes'/></p:guest>"
+    play.world.hosts["alpha"].defineXML(play.domain.XMLDesc().replace("</p:guest>", volume))
+    for dummy, result in (("check mode", play.look()), ("", play.run())):
+        (said,) = [line for line in result["warnings"] if str(former) in line]
+        assert "stays where it is: web had it as a disk and has it no more" in said
+    assert play.at("alpha") == [former.name]
+    assert not any("web-data" in line for line in result["leftovers"])
 
 
 def test_a_destination_without_the_hook_gets_nothing(play, monkeypatch):

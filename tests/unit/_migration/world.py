@@ -266,7 +266,8 @@ class Domain:
         world, last = self.host.world, self.host.world.last
         world.last = None
         try:
-            disks = [self.host.path(one.get("file")) for one in self.root.findall("devices/disk/source")]
+            disks = [self.host.path(one.get("file")) for one in self.root.findall("devices/disk/source[@file]")
+                     if one.get("startupPolicy") != "optional"]  # fmt: skip
             return self.refused() is None and all(path.exists() for path in disks)
         finally:
             world.last = last

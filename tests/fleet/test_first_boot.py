@@ -17,14 +17,17 @@ from ansible_collections.phyllome.virt.tests.lab.host import Host
 SHARE = {"id": "share", "source": "/srv/share"}
 PASSWORD = "hunter2-is-not-shown"
 WORDS = "console=ttyS0 quiet"
+TREE = "/srv/tree"
+BOOT = f"{TREE}/images/pxeboot"
 
 
 @pytest.fixture(scope="module")
 def alpha(site: Site) -> t.Iterator[Host]:
-    """A host with a kernel and an initrd."""
+    """A host with a kernel and an initrd, and with the tree of a distribution that is made of them."""
     host = site.fleet.host("alpha")
     for name in ("vmlinuz", "initrd"):
         host.put(linux.images() / name, f"/srv/{name}")
+    host.run(["sh", "-ec", f"mkdir -p {BOOT}; cp /srv/vmlinuz {BOOT}; cp /srv/initrd {BOOT}/initrd.img"])
     yield host
     site.remove("installed", "seeded")
 
@@ -60,12 +63,7 @@ def files(host: Host, guest: str) -> set[str]:
 
 
 def test_a_system_is_installed_once_whatever_is_cut_off(site: Site, alpha: Host) -> None:
-    install = {
-        "kernel": "/srv/vmlinuz",
-        "initrd": "/srv/initrd",
-        "cmdline": f"{WORDS} install reboot",
-        "kickstart": f"rootpw {PASSWORD}",
-    }
+    install = {"location": TREE, "cmdline": f"{WORDS} install reboot", "kickstart": f"rootpw {PASSWORD}"}
     later = small("installed", install={**install, "timeout": 0})
     check = ran(site, later, "--check")
     begun = ran(site, later)
@@ -84,6 +82,14 @@ def test_a_system_is_installed_once_whatever_is_cut_off(site: Site, alpha: Host)
     definition = site.virsh("alpha", "dumpxml", "--inactive", "installed")
     assert not [word for word in ("vmlinuz", "cdrom", "<on_reboot>destroy") if word in definition]
     until("what was installed counts", lambda: counts(site))
+    # The installer has written down what it was told, and what is on the CD.
+    # (qemu-img counts blocks from the start, those that it skips as well.)
+    disk = site.disk("alpha", "installed")
+    read = f"qemu-img dd -U -f qcow2 -O raw bs=4k skip=4096 count=4097 if={disk} of=/tmp/told"
+    told = alpha.run(["sh", "-ec", f"{read}; tr -d '\\0' < /tmp/told"]).stdout
+    assert told.startswith(f"inst.stage2=hd:LABEL=OEMDRV {WORDS} install reboot")
+    assert f"rootpw {PASSWORD}" in told
+    assert "./images/pxeboot/vmlinuz" in told
     assert ran(site, wanted)["changed"] is False
     assert "hunter2" not in alpha.run(["journalctl", "--no-pager"]).stdout
 

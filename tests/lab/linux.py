@@ -25,6 +25,7 @@ MODULES = (
     *("virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci"),
     *("virtio_blk", "virtio_console", "failover", "net_failover", "virtio_net"),
     *("scsi_common", "scsi_mod", "cdrom", "sr_mod", "virtio_scsi", "isofs"),
+    *("libata", "libahci", "ahci"),
     *("fuse", "virtiofs", "virtio_balloon", "virtio_mem"),
 )
 _UDHCPC = b'#!/bin/sh\ncase "$1" in bound | renew) ip addr replace "$ip/${mask:-24}" dev "$interface" ;; esac\n'
@@ -78,10 +79,11 @@ def _build(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         tree = Path(scratch)
         os.chmod(tree, 0o755)
-        depends = call("apt-cache", "depends", "linux-image-cloud-amd64")
+        # One for clouds has no driver for SATA, where an installer's CD is.
+        depends = call("apt-cache", "depends", "linux-image-amd64")
         kernel = re.search(r"Depends: (linux-image-\S+)", depends)
         if not kernel:
-            raise LabError("linux-image-cloud-amd64 depends on no kernel")
+            raise LabError("linux-image-amd64 depends on no kernel")
         call("sh", "-c", 'cd "$0" && apt-get -q download "$@"', scratch, kernel.group(1), *PACKAGES)
         for package in tree.glob("*.deb"):
             call("dpkg-deb", "-x", str(package), str(tree))

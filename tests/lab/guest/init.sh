@@ -10,9 +10,16 @@ words=" $(cat /proc/cmdline) "
 
 case "$words" in
 *" install "*)
-    # The system that it installs is the guest that counts.
+    # The system that it installs is the guest that counts; what it was told lies behind that.
     until [ -b /dev/vda ]; do sleep 1; done
     gunzip -c /system.gz | dd of=/dev/vda bs=64k conv=fsync 2> /dev/null
+    case "$words" in
+    *LABEL=OEMDRV*)
+        mkdir -p /medium
+        until mount -t iso9660 -o ro /dev/sr0 /medium 2> /dev/null; do sleep 1; done
+        (cat /proc/cmdline /medium/ks.cfg && cd /medium && find . -type f) | dd of=/dev/vda bs=4k seek=4096 conv=fsync 2> /dev/null
+        ;;
+    esac
     echo "installer: done"
     case "$words" in *" reboot "*) reboot -f ;; *) poweroff -f ;; esac
     ;;

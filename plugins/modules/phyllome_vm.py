@@ -824,6 +824,7 @@ options:
           - V(reflink) shares blocks with the source's disks until they are written to. It needs btrfs or XFS.
           - V(full) copies, without backing files and snapshots.
           - V(auto) shares blocks where the file system can, and copies where it cannot. It is the default.
+          - What copies take is counted beforehand, also of several clones of one call. That is nothing where blocks are shared.
         type: str
         choices: [auto, linked, reflink, full]
       nvram:

@@ -174,11 +174,6 @@ def _parts(what: Identity, wanted: Wanted, placed: t.Mapping[str, str | None], o
         path = volume.path if volume is not None else path  # as it was begun
         kind = "luks" if drive.encrypted and drive.format == "raw" else drive.format
         told = json.loads(run(["qemu-img", "info", "-U", "-f", kind, "--output=json", drive.path]))
-        argv = ["qemu-img", "measure", "-U", "-f", drive.format, "-O", "qcow2", "--output=json", drive.path]
-        if clone.method in ("linked", "reflink"):
-            takes = 0
-        else:
-            takes = told["actual-size"] if drive.encrypted else json.loads(run(argv))["required"]
         key = spec.passphrase(wanted, drive.label) if drive.encrypted else None
         yield Part(
             label=drive.label,
@@ -187,12 +182,27 @@ def _parts(what: Identity, wanted: Wanted, placed: t.Mapping[str, str | None], o
             path=path,
             format=drive.format,
             capacity=told["virtual-size"],
-            takes=takes,
+            takes=_takes(clone.method, drive, told, path),
             exists=os.path.exists(path),
             encrypted=drive.encrypted,
             layered=drive.encrypted and bool(told.get("backing-filename") or told.get("snapshots")),
             opens=None if key is None else luks.opens(drive.path, drive.format, key),
         )
+
+
+def _takes(method: str, drive: identity.Drive, told: t.Mapping[str, t.Any], path: str) -> int:
+    """Bytes that the copy of a disk takes at most, by the way it is made (``_copy``); ``told`` by qemu-img."""
+    if method == "linked":
+        return storage.needed(0, None)
+    flat = drive.format != "qcow2" or drive.encrypted or not (told.get("backing-filename") or told.get("snapshots"))
+    if method == "reflink" or (method == "auto" and flat and storage.shares(str(drive.path), os.path.dirname(path))):
+        return 0
+    used = int(told["actual-size"])
+    if drive.encrypted:
+        return used
+    argv = ["qemu-img", "measure", "-U", "-f", drive.format, "-O", "qcow2", "--output=json", str(drive.path)]
+    required = int(json.loads(run(argv))["required"])
+    return max(used, required) if method == "auto" and flat else required
 
 
 def plan(wanted: Wanted, world: World, where: Places) -> Decision:
@@ -237,7 +247,7 @@ def plan(wanted: Wanted, world: World, where: Places) -> Decision:
                         "method": method,
                         "form": form,
                         "file": part.path,
-                        "needs": part.takes if method == "full" else 0,
+                        "needs": part.takes,
                     },
                 )
             )
@@ -305,11 +315,12 @@ def _reasons(wanted: Wanted, clone: Clone, world: World) -> t.Iterator[PhyllomeE
     for directory, size in room.items():
         if directory not in world.free:
             yield PhyllomeError(f"disks: {directory} is not a directory", "disks are made there", "Make it first.")
-        elif size > world.free[directory] and clone.method == "full":
+        elif size > world.free[directory]:
+            smaller = "" if clone.method == "linked" else ", or say method: linked"
             yield PhyllomeError(
                 f"disks: {size // 1024**2 + 1}MiB are needed in {directory}",
                 f"{world.free[directory] // 1024**2}MiB are free there",
-                "Make room, choose another pool, or say method: linked.",
+                f"Make room, or choose another pool{smaller}.",
             )
     if begun is None:
         wants = [clone.nvram and world.nvram, clone.tpm and world.tpm]

@@ -15,6 +15,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import stat
 import typing as t
 
@@ -26,6 +27,7 @@ from . import luks
 _COPY_TIMEOUT = 24 * 3600
 _OVERHEAD = 4 * 1024**2
 """Bytes that an empty image takes, generously."""
+_MOUNTS = "/proc/self/mountinfo"
 
 _NOT_IMAGES = (
     # first bytes, what it is, remedy
@@ -149,6 +151,24 @@ def free(directory: str) -> int:
         directory = os.path.dirname(directory)
     found = os.statvfs(directory)
     return found.f_bavail * found.f_frsize
+
+
+def shares(source: str, directory: str) -> bool:
+    """Whether a file there can have the blocks of another one (ioctl_ficlonerange(2)): on one btrfs or XFS."""
+    number, kind = _mount(source)
+    return kind in ("btrfs", "xfs") and (number, kind) == _mount(directory)
+
+
+def _mount(path: str) -> tuple[str, str]:
+    """Number and type of the file system that a path is on (proc_pid_mountinfo(5)): subvolumes of btrfs have one of both."""
+    real, found = os.path.realpath(path), ("", "", "")
+    with open(_MOUNTS, encoding="utf-8", errors="surrogateescape") as stream:
+        for line in stream:
+            words = line.split()
+            point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), words[4])
+            if f"{real}/".startswith(f"{point.rstrip('/')}/") and len(point) >= len(found[0]):
+                found = (point, words[2], words[words.index("-") + 1])
+    return found[1:]
 
 
 def system(path: str) -> int:

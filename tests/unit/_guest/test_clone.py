@@ -162,12 +162,51 @@ def test_check_mode_plans_the_rest_for_the_clone_that_will_be(lab):
         ({"missing": ("/x",)}, "no such file"),
         ({"pools": {"fast": None}}, "no such active pool"),
         ({"free": {}}, "is not a directory"),
-        ({"free": {"/images": 1}}, "are free there"),
+        (
+            {"free": {"/images": 5 * 2**20 - 1}},
+            "disks: 6MiB are needed in /images: 4MiB are free there.* method: linked",
+        ),
     ],
 )
 def test_refusals(lab, over, message):
     with pytest.raises(PhyllomeError, match=message):
         decide(lab, **over)
+
+
+def test_what_is_taken_of_the_disk_is_counted_for_every_method(lab):
+    there = world(lab)
+    assert [change.args["needs"] for change in decide(lab).plan if change.action == "disk"] == [2**20] * len(
+        there.parts
+    )
+    asked = wanted(clone_from={"guest": "win", "method": "linked"})
+    with pytest.raises(PhyllomeError, match="choose another pool.") as error:
+        clone.plan(asked, dataclasses.replace(there, free={"/images": 0}), PLACES)
+    assert "say method" not in str(error.value)
+
+
+DRIVE = identity.Drive("vda", "root", "/a/root.qcow2", "qcow2")
+FLAT = {"actual-size": 900}
+
+
+@pytest.mark.parametrize(
+    ("method", "told", "drive", "one", "takes"),
+    [
+        ("linked", FLAT, {}, True, 4 * 2**20),
+        ("reflink", FLAT, {}, True, 0),
+        ("full", FLAT, {}, True, 700),
+        ("auto", FLAT, {}, True, 0),
+        ("auto", FLAT, {}, False, 900),
+        ("auto", {**FLAT, "snapshots": [{}]}, {}, True, 700),
+        ("auto", {**FLAT, "backing-filename": "/b"}, {}, True, 700),
+        ("full", FLAT, {"encrypted": True}, True, 900),
+        ("auto", FLAT, {"encrypted": True}, True, 0),
+        ("auto", FLAT, {"encrypted": True}, False, 900),
+    ],
+)
+def test_what_a_copy_takes(monkeypatch, method, told, drive, one, takes):
+    monkeypatch.setattr(clone, "run", lambda argv: '{"required": 700}')
+    monkeypatch.setattr(clone.storage, "shares", lambda source, directory: one)
+    assert clone._takes(method, dataclasses.replace(DRIVE, **drive), told, "/images/copy-root.qcow2") == takes
 
 
 def test_refusals_that_are_the_sources(lab):

@@ -47,6 +47,26 @@ def img(monkeypatch):
     return Img
 
 
+def test_where_files_can_share_blocks(monkeypatch, tmp_path):
+    told = tmp_path / "mountinfo"
+    told.write_text(
+        "1 0 8:1 / / rw - ext4 /dev/sda1 rw\n"
+        "2 1 0:40 /a /pool rw shared:1 - btrfs /dev/sdb rw\n"
+        "3 1 0:40 /b /with\\040space rw shared:2 - btrfs /dev/sdb rw\n"
+        "4 2 8:3 / /pool/xfs rw - xfs /dev/sdc rw\n"
+        "5 1 8:3 / /poolside rw - xfs /dev/sdc rw\n"
+    )
+    monkeypatch.setattr(storage, "_MOUNTS", str(told))
+    assert storage.shares("/pool/a.qcow2", "/pool")
+    assert storage.shares("/pool/a.qcow2", "/with space/b")
+    assert storage.shares("/pool/xfs/a", "/poolside")
+    assert not storage.shares("/pool/a.qcow2", "/pool/xfs")
+    assert not storage.shares("/pool/a.qcow2", "/home")
+    assert not storage.shares("/home/a", "/home")
+    told.write_text("")
+    assert not storage.shares("/pool/a", "/pool")
+
+
 def test_a_disk_appears_complete_and_private(img, tmp_path):
     path = tmp_path / "web-root.qcow2"
     storage.create(str(path), "qcow2", 2048, None)

@@ -29,6 +29,9 @@ if t.TYPE_CHECKING:
     from .seed import Seed
     from .world import World
 
+_MEMORY = DOMAIN[""][0]
+_ENOUGH = 1024**3
+"""Bytes of memory that Debian's installer (12, from the network) works with; with three quarters of it it stops."""
 _SECURE_BOOT = next(row for row in DOMAIN["firmware"] if row.option == "secure_boot")
 
 BEGUN, DONE = "begun", "done"
@@ -137,6 +140,12 @@ def _begin(draft: Draft, wanted: Install) -> None:
         orders = [BOOT.read(found) or 0 for kind in KINDS for found in kind.elements(draft.root)]
         _drive(draft, INSTALL_ISO, wanted.iso, max(orders, default=0) + 1)
     _medium(draft)
+    memory = _MEMORY.read(draft.root)
+    if memory < _ENOUGH:
+        draft.warnings.append(
+            f"Guest {draft.wanted.name} has {format_size(memory)} of memory for its installer; Debian's needs "
+            f"{format_size(_ENOUGH)}, others need more, and one that has too little stops."
+        )
     install.begin(draft.root, kernel)
     draft.marker = dataclasses.replace(draft.marker, install=BEGUN)
     draft.note("config", "install", None, BEGUN)

@@ -305,6 +305,12 @@ def test_a_system_is_installed_and_the_guest_then_has_nothing_of_it(host, tree):
     assert host.guest().starts == 3, "an installed guest only starts"
 
 
+@pytest.mark.parametrize(("memory", "told"), [("768MiB", True), ("1GiB", False)])
+def test_an_installer_with_little_memory_is_warned_of(host, tree, memory, told):
+    made = host.converge(disks=[ROOT], install=KERNEL, memory=memory, check=True)
+    assert any(f"has {memory} of memory for its installer" in text for text in made["warnings"]) is told
+
+
 def test_an_installer_from_an_iso_image_comes_after_the_disks(host, tree):
     host.installs = False
     host.files["/iso"] = 512

@@ -87,7 +87,7 @@ def restored(play: Chained, runs: bool) -> None:
     assert play.where() == ["alpha"] == play.startable()
     assert play.disk.read_bytes() == TOP and play.base.read_bytes() + TOP == play.flat
     assert "backingStore" in domain.XMLDesc() and (domain.running, domain.starts) == (runs, 1)
-    assert (play.at("alpha"), play.at("beta")) == (["web.raw"], [])
+    assert (play.at("alpha"), play.at("beta")) == ([play.seed.name, "web.raw"], [])
 
 
 @pytest.mark.parametrize("then", ["migrated", "rolled_back"])
@@ -118,11 +118,11 @@ def test_what_arrived_is_told_and_check_mode_has_said_it(play):
     plan = play.look()["plan"]
     (copy,) = [change for change in plan if str(change["to"]).startswith("beta:")]
     assert "with the 1 file(s) below it in one" in copy["why"]
-    assert play.disk.read_bytes() == TOP and len(os.listdir(play.world.images)) == 2
+    assert play.disk.read_bytes() == TOP and len(os.listdir(play.world.images)) == 3
     result = play.run(verify="full")
     (disk,) = result["disks"]
     assert (disk["path"], disk["verified"]) == (str(play.disk), "full") and disk["bytes_sent"] <= len(play.flat)
-    assert len(result["leftovers"]) == 2
+    assert len(result["leftovers"]) == 3
     arrived(play, False)
     play.run(state="rolled_back")
     restored(play, False)
@@ -186,7 +186,7 @@ def test_what_cannot_be_flattened_is_refused_and_nothing_is_touched(play, monkey
         assert error.value.facts["phase"] in ("blocked", "rolled_back")
     play.domain.running = False
     assert play.where() == ["alpha"] == play.startable() and play.at("beta") == []
-    assert sorted(os.listdir(play.world.images)) == ["base.qcow2", "web.raw"]
+    assert sorted(os.listdir(play.world.images)) == ["base.qcow2", play.seed.name, "web.raw"]
 
 
 def test_a_guest_that_runs_may_go_flattened_by_libvirt_itself(play):

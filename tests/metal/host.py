@@ -99,7 +99,8 @@ class Host:
         run = subprocess.Popen(
             argv, env=runner.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
-        script = f"until {moment}; do sleep 0.02; done; kill -STOP $(pidof python3)"
+        # of the processes that were found, one may have ended by itself
+        script = f"until {moment}; do sleep 0.02; done; until kill -STOP $(pidof python3); do sleep 0.02; done"
         watch = subprocess.Popen([*machine.ssh(), shlex.join(["sh", "-c", script, "sh", *words])])
         try:
             while watch.poll() is None and run.poll() is None:

@@ -68,9 +68,10 @@ def placement(declared: t.Any, found: t.Any, evacuated: t.Any = (), keep_cpu: bo
     """See DOCUMENTATION."""
     if not isinstance(declared, (list, tuple)) or not all(isinstance(guest, t.Mapping) for guest in declared):
         raise AnsibleFilterError("phyllome_guests must be a list of guests, each a dictionary with name and host.")
-    for guest in declared:
+    for number, guest in enumerate(declared, 1):
         if not guest.get("name"):
-            raise AnsibleFilterError(f"phyllome_guests: every guest needs a name; this one has none: {guest!r}")
+            known = ", ".join(map(str, guest)) or "nothing"  # not the values, which may be passwords
+            raise AnsibleFilterError(f"phyllome_guests: every guest needs a name; entry {number} has none, but {known}.")
     answers = {host: guests if isinstance(guests, list) else None for host, guests in found.items()}
     return place(declared, answers, [*evacuated], bool(keep_cpu))
 

@@ -71,7 +71,9 @@ def placement(declared: t.Any, found: t.Any, evacuated: t.Any = (), keep_cpu: bo
     for number, guest in enumerate(declared, 1):
         if not guest.get("name"):
             known = ", ".join(map(str, guest)) or "nothing"  # not the values, which may be passwords
-            raise AnsibleFilterError(f"phyllome_guests: every guest needs a name; entry {number} has none, but {known}.")
+            raise AnsibleFilterError(
+                f"phyllome_guests: every guest needs a name; entry {number} has none, but {known}."
+            )
     answers = {host: guests if isinstance(guests, list) else None for host, guests in found.items()}
     return place(declared, answers, [*evacuated], bool(keep_cpu))
 

@@ -11,7 +11,6 @@ import pathlib
 import subprocess
 import typing as t
 
-import pytest
 import yaml
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]

@@ -11,7 +11,7 @@ import typing as t
 from ansible.errors import AnsibleFilterError
 
 from ansible_collections.phyllome.virt.plugins.module_utils._core.errors import PhyllomeError
-from ansible_collections.phyllome.virt.plugins.module_utils._vfio.spec import select
+from ansible_collections.phyllome.virt.plugins.module_utils._vfio import spec
 
 DOCUMENTATION = r"""
 name: passthrough_devices
@@ -52,10 +52,10 @@ _value:
 """
 
 
-def passthrough_devices(devices: t.Any, expression: str, expect_count: int | None = None) -> list[str]:
+def passthrough_devices(devices: t.Any, select: str, expect_count: int | None = None) -> list[str]:
     """See DOCUMENTATION."""
     try:
-        return list(select(expression, {"devices": devices}, expect_count))
+        return list(spec.select(select, {"devices": devices}, expect_count))
     except PhyllomeError as exc:
         raise AnsibleFilterError(f"phyllome_passthrough: {exc}") from exc
 

@@ -13,7 +13,9 @@ import pathlib
 import pytest
 import yaml
 
-FILTERS = sorted(path.stem for path in (pathlib.Path(__file__).resolve().parents[3] / "plugins" / "filter").glob("*.py"))
+FILTERS = sorted(
+    path.stem for path in (pathlib.Path(__file__).resolve().parents[3] / "plugins" / "filter").glob("*.py")
+)
 
 
 @pytest.mark.parametrize("name", FILTERS)

@@ -45,10 +45,9 @@ def report(
         ``schema_version``, ``when``, ``hosts`` sorted by name, and ``fleet`` (see compare.fleet), None with fewer than two hosts
         that can be compared.
     """
-    known = [(one.get("ansible_facts") or {}).get("phyllome_host") for one in hosts or [{}] * len(names)]
-    rows = sorted(zip(names, iommu, guests, known), key=lambda row: row[0])
-    comparable = {name: facts for name, dummy_looked, dummy_listed, facts in rows if facts}
-    listed = {name: found.get("guests") or () for name, dummy_looked, found, dummy_facts in rows}
+    rows = sorted(zip(names, iommu, guests, hosts or [{}] * len(names)), key=lambda row: row[0])
+    comparable = {name: facts for name, dummy_looked, dummy_listed, said in rows if (facts := _known(said))}
+    listed = {name: found.get("guests") or () for name, dummy_looked, found, dummy_said in rows}
     return {
         "schema_version": SCHEMA_VERSION,
         "when": when,
@@ -57,7 +56,12 @@ def report(
     }
 
 
-def _host(name: str, looked: Facts, listed: Facts, host: Facts | None) -> Facts:
+def _known(said: Facts) -> Facts | None:
+    facts: Facts | None = (said.get("ansible_facts") or {}).get("phyllome_host")
+    return facts
+
+
+def _host(name: str, looked: Facts, listed: Facts, said: Facts) -> Facts:
     iommu = (looked.get("ansible_facts") or {}).get("phyllome_iommu")
     guests = listed.get("guests")
     findings = []
@@ -72,8 +76,8 @@ def _host(name: str, looked: Facts, listed: Facts, host: Facts | None) -> Facts:
             )
         )
     else:
-        findings += [*_virtualisation(iommu, host), *_machine(iommu), *_isolation(iommu)]
-        findings += [*_bindings(iommu), *_knowledge(iommu)]
+        findings += [*_unasked(listed, said), *_virtualisation(iommu, _known(said)), *_machine(iommu)]
+        findings += [*_isolation(iommu), *_bindings(iommu), *_knowledge(iommu)]
     findings += [finding for guest in guests or () for finding in _guest(guest)]
     findings.sort(key=lambda finding: SEVERITIES.index(finding["severity"]))  # stable: else as found
     worst = findings[0]["severity"] if findings else "fine"
@@ -104,6 +108,36 @@ def _description(facts: Facts) -> Facts:
         "virtualization": host["virtualization"],
         "iommu": facts["iommu"]["state"],
     }
+
+
+def _unasked(listed: Facts, said: Facts) -> t.Iterator[Facts]:
+    """What a module could not say of a host that answers. One that was not run has no message."""
+    known = _known(said)
+    dead = known["identity"]["libvirt_error"] if known else None
+    if dead:
+        yield _finding(
+            "no_libvirt",
+            "problem",
+            "libvirt does not answer, so there are no guests to be had",
+            [dead],
+            "Run phyllome.virt.site, which installs and starts it.",
+        )
+    elif "guests" not in listed and listed.get("msg"):
+        yield _finding(
+            "guests_unknown",
+            "warning",
+            "Which guests this host has could not be found out",
+            [listed["msg"]],
+            "Run phyllome.virt.phyllome_vm_info on it by itself, and do what it says.",
+        )
+    if not known and said.get("msg"):
+        yield _finding(
+            "host_unknown",
+            "warning",
+            "What this host can do for guests could not be found out",
+            [said["msg"]],
+            "Run phyllome.virt.host_facts on it by itself, and do what it says.",
+        )
 
 
 def _virtualisation(facts: Facts, known: Facts | None) -> t.Iterator[Facts]:
@@ -336,6 +370,7 @@ def _device(device: Facts) -> Facts:
     names = " ".join(name for name in (device["vendor_name"], device["device_name"]) if name)
     return {
         "address": device["address"],
+        "identity": device["identity"]["key"],
         "name": names or f"{device['vendor'] or '????'}:{device['device'] or '????'}",
         "class_name": device["class_name"],
         "driver": device["driver"],

@@ -159,6 +159,7 @@ def _device(device: Facts) -> Html:
         tag("p", tag("code", device["address"]), " ", badge(device["verdict"], VERDICTS[device["verdict"]])),
         tag("p", device["name"]),
         tag("p", ", ".join(what), class_="dim"),
+        tag("p", "identity ", tag("code", device["identity"]), class_="dim"),
         tag("details", tag("summary", against, class_="dim"), tag("ul", *hazards)) if hazards else None,
         class_="device",
     )

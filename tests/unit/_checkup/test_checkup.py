@@ -205,6 +205,10 @@ def test_what_can_be_passed_through(facts):
     assert verdicts["0000:02:00.0"] == "consent"
     assert verdicts["0000:01:00.0"] == "never"
     assert host["ungrouped"] == []
+    card = next(one for group in host["groups"] for one in group["devices"] if one["address"] == "0000:0b:00.0")
+    assert card["identity"] == next(
+        one["identity"]["key"] for one in facts("amd-desktop-two-gpus")["devices"] if one["address"] == "0000:0b:00.0"
+    )
     off = one(facts("disabled-on-cmdline"))
     assert {device["verdict"] for device in off["ungrouped"]} == {"never", "unknown"}
 
@@ -235,6 +239,7 @@ def test_the_page_says_what_the_report_says(facts):
         for group in host["groups"]:
             assert f"Group {group['id']}" in page.text
             assert all(device["address"] in page.text for device in group["devices"])
+            assert all(device["identity"] in page.text for device in group["devices"])
     targets = {attributes["id"] for dummy, attributes in page.tags if "id" in attributes}
     links = {attributes["href"] for tag, attributes in page.tags if tag == "a"}
     assert links == {f"#{target}" for target in targets} and len(links) == 13
@@ -334,6 +339,36 @@ def test_what_host_facts_says_of_a_host_becomes_a_finding(facts):
     assert said["no_virtualisation"]["evidence"] == ["kvm: disabled by bios"]
     assert said["no_virtualisation"]["severity"] == "problem" and found["state"] == "problem"
     assert said["reboot_required"]["severity"] == "warning" and said["evacuated"]["evidence"] == ["web went away"]
+
+
+@pytest.mark.parametrize(
+    ("listed", "host", "expected"),
+    [
+        ({}, {}, []),
+        ({"skipped": True}, {"skipped": True}, []),
+        ({"failed": False, "msg": "no socket"}, {}, [("guests_unknown", ["no socket"])]),
+        ({"guests": []}, {"failed": False, "msg": "not read"}, [("host_unknown", ["not read"])]),
+        ({"unreachable": True, "msg": "gone"}, {"unreachable": True, "msg": "gone"},
+         [("guests_unknown", ["gone"]), ("host_unknown", ["gone"])]),
+    ],
+)  # fmt: skip
+def test_what_could_not_be_asked_is_a_finding(facts, listed, host, expected):
+    found = checkup_report(["a"], [looked(facts("usb-boot"))], [listed], "now", [host])["hosts"][0]
+    assert [(one["code"], one["evidence"]) for one in found["findings"]] == expected
+    assert found["state"] == ("warning" if expected else "fine")
+    assert all(one["remedy"] for one in found["findings"])
+
+
+def test_a_host_whose_libvirt_does_not_answer_is_not_fine(facts):
+    ill = one_host("a")
+    ill["identity"]["libvirt_error"] = "Cannot connect to libvirt: no socket"
+    failed = {"failed": False, "msg": "Cannot connect to libvirt: no socket"}
+    found = checkup_report(["a"], [looked(facts("usb-boot"))], [failed], "now", [known(ill)])["hosts"][0]
+    assert found["state"] == "problem"
+    assert [(one["code"], one["evidence"]) for one in found["findings"]] == [  # and the guests are not a second finding
+        ("no_libvirt", ["Cannot connect to libvirt: no socket"])
+    ]
+    assert "phyllome.virt.site" in found["findings"][0]["remedy"]
 
 
 @given(text=st.text(max_size=40))

@@ -147,9 +147,12 @@ def _all(connection: t.Any, privileged: bool) -> Hypervisor:
         expand = _Expander(connection, arch, kind)
         if privileged and kind is not None:
             base = dataclasses.replace(base, **_offer(connection, base, expand))
-        claims = tuple(sorted((_claim(each, expand if privileged else None) for each in connection.listAllDomains()),
-                              key=lambda claim: claim.name))  # fmt: skip
-        return dataclasses.replace(base, guests=claims)
+        claims = [
+            virt.found(lambda each=each: _claim(each, expand if privileged else None))  # type: ignore[misc]
+            for each in connection.listAllDomains()
+        ]  # None: it went away meanwhile
+        there = sorted((claim for claim in claims if claim is not None), key=lambda claim: claim.name)
+        return dataclasses.replace(base, guests=tuple(there))
 
 
 def version(number: int) -> str:

@@ -303,6 +303,7 @@ class Library:
 
     VIR_CONNECT_BASELINE_CPU_EXPAND_FEATURES = 1
     VIR_CONNECT_BASELINE_CPU_MIGRATABLE = 2
+    VIR_ERR_NO_DOMAIN, VIR_ERR_NO_NETWORK, VIR_ERR_NO_STORAGE_POOL, VIR_ERR_NO_STORAGE_VOL = 42, 43, 49, 50
 
     class libvirtError(Exception):
         def get_error_message(self) -> str:
@@ -316,6 +317,8 @@ class Library:
 
     def open(self, uri: str) -> Connection:
         return self.connection
+
+    openReadOnly = open
 
 
 @pytest.fixture
@@ -339,6 +342,23 @@ def test_what_libvirt_says(libvirt):
     assert claims["web"].cpu == frozenset({"lm", "avx2"}) and claims["huge"].cpu is None and claims["off"].cpu is None
     assert (claims["web"].memory, claims["huge"].hugepage, claims["off"].active) == (400 * 1024, 1 << 20, False)
     assert len(connection.asked) == 1  # the host's, which is web's too
+
+
+def test_a_guest_that_goes_while_it_is_looked_at_costs_no_other_answer(libvirt, monkeypatch):
+    class Gone(Thing):
+        def XMLDesc(self, flags: int = 0) -> str:
+            raise NoDomain("Domain not found")
+
+    class NoDomain(Library.libvirtError):
+        def get_error_code(self) -> int:
+            return Library.VIR_ERR_NO_DOMAIN
+
+    connection = libvirt()
+    there = connection.listAllDomains()
+    monkeypatch.setattr(connection, "listAllDomains", lambda: [*there, Gone("gone", "")])
+    found = hypervisor.read_hypervisor("qemu:///system")
+    assert [claim.name for claim in found.guests] == ["huge", "off", "web"]
+    assert found.loaders and found.features and found.error is None
 
 
 def test_without_libvirt_it_says_why_and_the_rest_is_there(monkeypatch, tree):

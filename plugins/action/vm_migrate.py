@@ -124,6 +124,14 @@ class ActionModule(ActionBase):
             return dict(answer["result"])
         if "error" in answer:
             return {"failed": True, "msg": answer["msg"], **answer["error"]["facts"]}
+        if "crash" in answer:
+            return {
+                "failed": True,
+                "msg": f"The process that moved the guest crashed: {answer['crash'].strip().splitlines()[-1]}. "
+                "Run it again: it goes on from what both hosts say. And please report it, with the traceback.",
+                "exception": answer["crash"],
+                "phase": "moving",
+            }
         return {
             "failed": True,
             "msg": "The process that moved the guest was killed: it ended without a result. "

@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import os
 import time
+import traceback
 import typing as t
 
 from .._core import virt
@@ -171,6 +172,9 @@ class _Run:
             result = self._moved()
         except PhyllomeError as exc:
             progress.end(closed(exc))
+            raise
+        except Exception:  # a fault of ours: whoever follows or waits has nothing else to read
+            progress.end({"crash": traceback.format_exc()})
             raise
         progress.end({"result": result})
         return result

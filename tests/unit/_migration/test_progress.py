@@ -10,11 +10,12 @@ import os
 import signal
 import stat
 import threading
+import types
 
 import pytest
 
 from ansible_collections.phyllome.virt.plugins.module_utils._core.errors import PhyllomeError
-from ansible_collections.phyllome.virt.plugins.module_utils._migration import journal, progress, unit
+from ansible_collections.phyllome.virt.plugins.module_utils._migration import journal, move, progress, unit
 from ansible_collections.phyllome.virt.plugins.module_utils._migration.progress import Progress
 
 UUID = "11111111-1111-4111-8111-111111111111"
@@ -193,3 +194,16 @@ def test_where_systemd_does_not_take_it_the_move_goes_on_and_says_so(monkeypatch
     assert unit._enter("op", "moving web") == [
         "The move has no unit of its own, so what ends the session that began it ends it too: no bus"
     ]
+
+
+def test_a_move_that_crashes_leaves_word_of_it(tmp_path):
+    """Whoever follows or waits for it has nothing else to read."""
+    host = types.SimpleNamespace(host="alpha")
+    moving = object.__new__(move._Run)
+    moving._view = types.SimpleNamespace(uuid=UUID, op_id="op", name="web", source=host, destination=host)
+    moving._progress = Progress(str(tmp_path))
+    moving._moved = lambda: {}["a fault of ours"]
+    with pytest.raises(KeyError):
+        moving._alone()
+    (file,) = tmp_path.glob("*.progress")
+    assert "a fault of ours" in json.loads(file.read_text())["answer"]["crash"]

@@ -95,6 +95,12 @@ def test_a_process_without_an_answer_was_killed(text):
     assert result["failed"] and "was killed" in result["msg"] and "Run it again" in result["msg"]
 
 
+def test_a_process_that_crashed_says_where():
+    result = follow(Host('0\n{"answer": {"crash": "Traceback\\nKeyError: 1"}}'))
+    assert result["failed"] and "KeyError: 1" in result["exception"] and "Run it again" in result["msg"]
+    assert "KeyError: 1" in result["msg"] and "killed" not in result["msg"]
+
+
 def test_a_lost_connection_does_not_end_it(monkeypatch):
     monkeypatch.setattr(vm_migrate, "WAIT", 0)
     lost = vm_migrate.AnsibleConnectionFailure("gone")

@@ -318,8 +318,6 @@ class Library:
     def open(self, uri: str) -> Connection:
         return self.connection
 
-    openReadOnly = open
-
 
 @pytest.fixture
 def libvirt(monkeypatch):

@@ -199,10 +199,13 @@ def test_where_systemd_does_not_take_it_the_move_goes_on_and_says_so(monkeypatch
 def test_a_move_that_crashes_leaves_word_of_it(tmp_path):
     """Whoever follows or waits for it has nothing else to read."""
     host = types.SimpleNamespace(host="alpha")
+    view = types.SimpleNamespace(uuid=UUID, op_id="op", name="web", source=host, destination=host)
     moving = object.__new__(move._Run)
-    moving._view = types.SimpleNamespace(uuid=UUID, op_id="op", name="web", source=host, destination=host)
-    moving._progress = Progress(str(tmp_path))
-    moving._moved = lambda: {}["a fault of ours"]
+
+    def moved():
+        raise KeyError("a fault of ours")
+
+    vars(moving).update(_view=view, _progress=Progress(str(tmp_path)), _moved=moved)
     with pytest.raises(KeyError):
         moving._alone()
     (file,) = tmp_path.glob("*.progress")

@@ -36,24 +36,28 @@ def main():
     """Start them; the exit status says whether one could not be started that should."""
     libvirt.registerErrorHandler(lambda context, error: None, None)
     connection = libvirt.open("qemu:///system")
-    waiting = []
+    waiting, status, pause = [], 0, 0
     for domain in connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_PERSISTENT):
-        found = read(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+        try:
+            found = read(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+        except libvirt.libvirtError as exc:  # it may have been removed, and the others are to start all the same
+            print(f"guest {domain.name()} cannot be looked at: {exc}", file=sys.stderr, flush=True)
+            status = 1
+            continue
         if found is not None:
             waiting.append((found[0], domain.name(), found[1], found[2], domain))
     waiting.sort(key=lambda each: each[:2])
-    status, pause = 0, 0
     for order, guests in itertools.groupby(waiting, key=lambda each: each[0]):
         time.sleep(pause)
         pause = 0
         for dummy, name, delay, obstacle, domain in guests:
-            if domain.isActive():
-                continue
-            if not obstacle:
-                try:
+            try:
+                if domain.isActive():
+                    continue
+                if not obstacle:
                     domain.create()
-                except libvirt.libvirtError as exc:
-                    obstacle, status = str(exc), 1
+            except libvirt.libvirtError as exc:
+                obstacle, status = str(exc), 1
             if obstacle:
                 print(f"guest {name} (order {order}) is not started: {obstacle}", file=sys.stderr, flush=True)
                 continue

@@ -82,8 +82,8 @@ def test_an_order_is_in_our_marker_and_libvirts_flag_is_off(tmp_path, monkeypatc
 
 
 class Guest:
-    def __init__(self, name, order=None, delay="0", active=False, phase=None, done=None, fails=False):
-        self._name, self.active, self.fails = name, active, fails
+    def __init__(self, name, order=None, delay="0", active=False, phase=None, done=None, fails=False, gone=None):
+        self._name, self.active, self.fails, self.gone = name, active, fails, gone
         root = xml.parse(f"<domain><name>{name}</name></domain>")
         if order is not None:
             marker = domain.Marker(None, order=Order(int(order), int(delay)))
@@ -99,9 +99,13 @@ class Guest:
         return self._name
 
     def XMLDesc(self, flags):
+        if self.gone == "early":
+            raise LibvirtError("Domain not found")
         return self.text
 
     def isActive(self):
+        if self.gone:
+            raise LibvirtError("Domain not found")
         return self.active
 
     def create(self):
@@ -149,6 +153,8 @@ def test_what_must_not_start_does_not_and_the_others_do(monkeypatch, capsys):
         Guest("half", 3, done=False),
         Guest("whole", 4, done=True),
         Guest("broken", 5, "60", fails=True),
+        Guest("removed", 5, gone="early"),
+        Guest("left", 5, "60", gone="late"),
         Guest("last", 6),
     ]
     assert started(monkeypatch, *guests) == (1, ["moved", "whole", "last"])
@@ -156,3 +162,5 @@ def test_what_must_not_start_does_not_and_the_others_do(monkeypatch, capsys):
     said = capsys.readouterr().err
     assert "guest moving (order 1) is not started: it is on its way" in said
     assert "guest half (order 3) is not started: it is a clone" in said and "no such disk" in said
+    assert "guest removed cannot be looked at: Domain not found" in said
+    assert "guest left (order 5) is not started: Domain not found" in said

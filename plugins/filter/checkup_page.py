@@ -13,7 +13,7 @@ from ansible_collections.phyllome.virt.plugins.module_utils._checkup.page import
 DOCUMENTATION = r"""
 name: checkup_page
 short_description: What is wrong on each host, as a page of HTML
-version_added: 0.1.0
+version_added: 0.2.0
 description:
   - Makes one page of what P(phyllome.virt.checkup_report#filter) returned. It needs no other file and no network.
 author:

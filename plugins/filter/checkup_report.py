@@ -15,7 +15,7 @@ from ansible_collections.phyllome.virt.plugins.module_utils._checkup.judge impor
 DOCUMENTATION = r"""
 name: checkup_report
 short_description: What is wrong on each host, as data
-version_added: 0.1.0
+version_added: 0.2.0
 description:
   - Puts what M(phyllome.virt.iommu_facts), M(phyllome.virt.phyllome_vm_info) and M(phyllome.virt.host_facts) found on each host into words.
   - The playbook C(phyllome.virt.checkup) writes its JSON with it.

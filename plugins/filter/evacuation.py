@@ -15,7 +15,7 @@ from ansible_collections.phyllome.virt.plugins.module_utils._migration.evacuatio
 DOCUMENTATION = r"""
 name: evacuation
 short_description: Where the guests of a host can go when it has to be empty
-version_added: 0.1.0
+version_added: 0.2.0
 description:
   - Finds a host for each guest that can run it, from what M(phyllome.virt.host_facts) and M(phyllome.virt.phyllome_vm_info) found on
     every host. Neither memory, huge pages nor space are given away twice.

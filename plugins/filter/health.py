@@ -13,7 +13,7 @@ from ansible_collections.phyllome.virt.plugins.module_utils._host import compare
 DOCUMENTATION = r"""
 name: health
 short_description: What a host has lost between two looks at it
-version_added: 0.1.0
+version_added: 0.2.0
 description:
   - Compares what M(phyllome.virt.host_facts) returned before and after something was done to a host. The playbook C(phyllome.virt.upgrade)
     fills a host again only if it has lost nothing.

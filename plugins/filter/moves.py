@@ -13,7 +13,7 @@ from ansible_collections.phyllome.virt.plugins.module_utils._migration import pl
 DOCUMENTATION = r"""
 name: moves
 short_description: What each host has to do so that named guests are at one host
-version_added: 0.1.0
+version_added: 0.2.0
 description:
   - Finds the guests among those that M(phyllome.virt.phyllome_vm_info) found on every host, whoever made them.
   - Decides nothing else and does nothing. The playbooks C(phyllome.virt.migrate) and C(phyllome.virt.restore) ask it before they

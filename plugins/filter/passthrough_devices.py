@@ -16,7 +16,7 @@ from ansible_collections.phyllome.virt.plugins.module_utils._vfio import spec
 DOCUMENTATION = r"""
 name: passthrough_devices
 short_description: Devices that are chosen by what they are
-version_added: 0.1.0
+version_added: 0.2.0
 description:
   - What the role C(phyllome.virt.passthrough) makes of C(select) in an entry of C(phyllome_passthrough).
   - That a guest has a device which is with VFIO does not stand against the device, so that C([?!hazards].address) yields the same

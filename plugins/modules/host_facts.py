@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: host_facts
 short_description: Find out what a host is made of, whether it can run guests at full speed, and what it has left
-version_added: 0.1.0
+version_added: 0.2.0
 description:
   - Returns a manifest of what makes one host differ from another, with three digests of it. Hosts whose digests are equal need
     not be compared any further. The same host gives the same digests until something is changed on it.

@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: kernel_cmdline
 short_description: Manage arguments of the kernel
-version_added: 0.1.0
+version_added: 0.2.0
 description:
   - Brings arguments of the kernel's command line to what is declared, for every entry that boots by itself, one argument
     at a time. Arguments that are not named stay as they are. Nothing is written when all is as declared.

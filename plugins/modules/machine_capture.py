@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: machine_capture
 short_description: Pack what the facts of a machine are computed from into one small archive
-version_added: 0.1.0
+version_added: 0.2.0
 description:
   - Gathers the facts of M(phyllome.virt.iommu_facts), and packs the files and links that were looked at on the way. With
     the archive everything that this collection decides about the machine can be reproduced elsewhere, without the machine.

@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: vfio_bind
 short_description: Take PCI devices from the host for guests, and give them back
-version_added: 0.1.0
+version_added: 0.2.0
 description:
   - Binds PCI devices to VFIO, from which guests get them, now and at every boot, or gives them back to the drivers of the host.
   - Whole IOMMU groups are planned, since a guest can only have a device when the host drives nothing else in its group.

@@ -16,7 +16,7 @@ PLUGINS = sorted([*ROOT.glob("plugins/modules/*.py"), *ROOT.glob("plugins/filter
 
 
 @pytest.mark.parametrize("path", PLUGINS, ids=lambda path: path.stem)
-def test_version_added(path):
+def test_version_added(path: pathlib.Path) -> None:
     releases = yaml.safe_load((ROOT / "changelogs/changelog.yaml").read_text())["releases"]
     (added,) = re.findall(r"^version_added: (\S+)$", path.read_text(), re.MULTILINE)
     told = {

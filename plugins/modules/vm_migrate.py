@@ -123,8 +123,10 @@ options:
           - V(abort) ends the move. The guest goes on where it was, and the module fails.
           - V(post_copy) has the guest go on at the destination at once, which fetches from the source what it lacks of its memory.
             It arrives however much it writes, and what it waits for takes as long as the network does. But until all is fetched, each
-            host has a part of its memory. If the network, the source or the destination fails meanwhile, the guest is lost but
-            for what is on its disks at the destination, as if its power had failed.
+            host has a part of its memory. If the network fails meanwhile, that stops where it is, and goes on when the module is run
+            again with the network back (libvirt 8.5 on both hosts). If the guest's QEMU at the source or at the destination dies, or one
+            of the hosts does, the guest is lost but for what is on its disks at the destination, as if its power had failed. The module
+            says so, and with O(truth=destination) starts it anew from them.
           - With V(post_copy) libvirt starts the guest at the destination, not this module, also when it was not needed in the end.
             So if the network fails in the very moment of the change, the guest may run on both hosts; the module finds that and
             refuses to decide. Say it only where that is better than a guest that is suspended for some seconds.
@@ -230,7 +232,12 @@ options:
       - The other one is stopped at once, without a shutdown. What it has written stays on its host under names that end in
         C(.phyllome-retained-) and the C(op_id), until O(state=committed) or O(state=cleaned). With V(destination) the move is finished
         then, with V(source) it is made anew from there; whether anything stands against that is looked at once the other one is off.
-      - It counts only in that state, and only for the copies of one move.
+      - V(destination) is also the word for a guest that crashed in the middle of a post-copy migration. What is left of it is stopped, and it
+        is started anew from its disks at the destination.
+      - V(source) is also the word for a guest that the source has given up, also by O(on_split_brain=suspend_both), where somebody has
+        removed the destination's copy. It goes on at the source then, and moves again. Files that are still at the destination
+        stand against that.
+      - It counts only in these states, and only for the copies of one move.
     type: str
     choices: [source, destination]
   on_split_brain:
@@ -498,6 +505,9 @@ stats:
       type: bool
     post_copy:
       description: V(true) when the guest went on at the destination before all of its memory was there.
+      type: bool
+    resumed:
+      description: V(true) when the network was cut meanwhile and libvirt has resumed that.
       type: bool
 leftovers:
   description: Files that are left, at the source where no host is named.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
 import subprocess
@@ -11,6 +12,7 @@ import typing as t
 from ansible_collections.phyllome.virt.tests.fleet import runner
 from ansible_collections.phyllome.virt.tests.fleet.conftest import Site
 from ansible_collections.phyllome.virt.tests.lab.errors import LabError
+from ansible_collections.phyllome.virt.tests.lab.paths import STATE, locked
 
 IMAGES = "/var/lib/libvirt/images"
 STEPS = pathlib.Path(__file__).with_name("steps.py")
@@ -75,6 +77,19 @@ def drives(site: Site) -> t.Iterator[Drive]:
     yield run
     for host in site.fleet.hosts:
         host.run(["rm", "-rf", "/srv/lab"])
+
+
+@contextlib.contextmanager
+def page_faults(allowed: bool = True) -> t.Iterator[None]:
+    """Have QEMU handle page faults, or not, on the kernel that all hosts of all labs share: one test at a time."""
+    setting = pathlib.Path("/proc/sys/vm/unprivileged_userfaultfd")
+    with locked(STATE / "page-faults"):
+        before = setting.read_text()
+        setting.write_text("1" if allowed else "0")
+        try:
+            yield
+        finally:
+            setting.write_text(before)
 
 
 def startable(site: Site, name: str) -> list[str]:

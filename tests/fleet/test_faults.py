@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import json
@@ -17,7 +18,16 @@ import pytest
 
 from ansible_collections.phyllome.virt.tests.fleet import runner
 from ansible_collections.phyllome.virt.tests.fleet.conftest import Site
-from ansible_collections.phyllome.virt.tests.fleet.moves import IMAGES, Drive, drives, files, order, other
+from ansible_collections.phyllome.virt.tests.fleet.moves import (
+    IMAGES,
+    Drive,
+    drives,
+    files,
+    order,
+    other,
+    page_faults,
+)
+from ansible_collections.phyllome.virt.tests.lab import counter
 from ansible_collections.phyllome.virt.tests.lab.errors import LabError
 
 driver = pytest.fixture(scope="module")(drives)
@@ -395,3 +405,81 @@ def test_the_source_loses_its_power(hurried: Hurried, mover: dict[str, t.Any]) -
         hurried.fleet.host(move.source).poweroff()
         hurried.fleet.boot(move.source)
         assert hurried.running("mover") == []
+
+
+@pytest.fixture(scope="module")
+def writer(hurried: Hurried) -> t.Iterator[str]:
+    """A guest with 8 MiB of memory that are never the same for long: to fetch them takes some seconds."""
+    hurried.fleet.host("alpha").put(counter.images() / "writer.qcow2", "/srv/writer.qcow2")
+    source = {"path": "/srv/writer.qcow2"}
+    hurried.run([hurried.guest("writer", "alpha", disks=[{"id": "root", "size": "64MiB", "source": source}])]).ok()
+    yield "writer"
+    hurried.remove("writer")
+
+
+@dataclasses.dataclass
+class Fetching:
+    """A move of the writer to the other host, whichever that is, that fetches its memory from there."""
+
+    site: Hurried
+    source: str
+    target: str
+    order: dict[str, t.Any]
+    run: concurrent.futures.Future[dict[str, t.Any] | None]
+
+    def until(self, host: str, state: str) -> None:
+        """Wait until libvirt on a host says that of the guest."""
+        deadline, seen = time.monotonic() + 90, ""
+        while seen != state:
+            assert time.monotonic() < deadline, f"{host}: {seen}, not {state}"
+            seen = (
+                self.site.fleet.host(host).run(["virsh", "domstate", "writer", "--reason"], check=False).stdout.strip()
+            )
+            time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def fetching(site: Hurried) -> t.Iterator[Fetching]:
+    """Such a move; afterwards a run has finished it, and the guest counts on."""
+    [source] = site.running("writer")
+    target = other(source)
+    asked = order(site, "writer", source, convergence={"on_stall": "post_copy"}, source_disks="purge")
+    before = site.fleet.host(source).console("writer", 2)[-1]
+    site.virsh(source, "migrate-setspeed", "writer", "8")
+    site.virsh(source, "migrate-setspeed", "writer", "1", "--postcopy")
+    with page_faults(), Watch(site, "writer"), concurrent.futures.ThreadPoolExecutor(1) as pool:
+        move = Fetching(site, source, target, asked, pool.submit(site.drive, source, 10**6, asked))
+        deadline = time.monotonic() + 60
+        while site.fleet.host(source).run(["virsh", "migrate-postcopy", "writer"], check=False).returncode:
+            assert time.monotonic() < deadline and not move.run.done(), move.run.exception()
+            time.sleep(0.05)
+        move.until(target, "running (post-copy)")
+        yield move
+        finished = site.drive(source, 10**6, asked)
+        assert finished and finished["result"]["classification"] == 2, finished
+        assert site.running("writer") == [target] == site.where("writer")
+    deadline = time.monotonic() + 60
+    seen = site.fleet.host(target).console("writer", 2)
+    while not seen or seen[-1].count <= before.count:
+        assert time.monotonic() < deadline, (before, seen)
+        seen = site.fleet.host(target).console("writer", 2)
+    assert seen[-1].boots == before.boots, (before, seen)
+
+
+def test_the_cable_is_pulled_while_memory_is_fetched(hurried: Hurried, writer: str) -> None:
+    """Each host has a part of it; once the cable is back, the next run has them go on."""
+    with fetching(hurried) as move:
+        target = hurried.fleet.host(move.target)
+        target.link(up=False)
+        move.until(move.source, "paused (post-copy failed)")
+        hurried.fleet.host(move.source).kill("steps.py")
+        assert move.run.result() is None
+        target.link(up=True)
+
+
+def test_fetching_memory_that_was_cut_off_is_resumed(hurried: Hurried, writer: str) -> None:
+    """By the run that it happens to, if the network is there."""
+    with fetching(hurried) as move:
+        hurried.virsh(move.source, "domjobabort", "writer", "--postcopy")
+        told = move.run.result()
+        assert told and told["result"]["stats"]["resumed"] is True, told

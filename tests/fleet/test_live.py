@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import pathlib
 import subprocess
 import time
 import typing as t
@@ -56,18 +55,6 @@ def move(
     return report["plays"][0]["tasks"][0]["hosts"][source], done.stderr
 
 
-@contextlib.contextmanager
-def page_faults() -> t.Iterator[None]:
-    """Let QEMU handle page faults, on the kernel that all hosts of the lab share."""
-    setting = pathlib.Path("/proc/sys/vm/unprivileged_userfaultfd")
-    before = setting.read_text()
-    setting.write_text("1")
-    try:
-        yield
-    finally:
-        setting.write_text(before)
-
-
 def writes_on(site: Site, host: str, since: Counter) -> None:
     """It runs there in the same boot, and further on."""
     assert site.running("writer") == [host] == site.where("writer")
@@ -95,10 +82,11 @@ def test_a_guest_that_writes_too_fast(site: Site, writer: str) -> None:
     writes_on(site, "alpha", before)
 
     # its memory is fetched once it runs there, which takes a kernel that allows it
-    refused, dummy = move(site, "alpha", "beta", downtime_ms=50, max_downtime_ms=50, on_stall="post_copy")
+    with moves.page_faults(False):
+        refused, dummy = move(site, "alpha", "beta", downtime_ms=50, max_downtime_ms=50, on_stall="post_copy")
     assert [one["code"] for one in refused["blockers"]] == ["post_copy"], refused
     assert "vm.unprivileged_userfaultfd=1 on beta" in refused["msg"]
-    with page_faults():
+    with moves.page_faults():
         fetched, dummy = move(site, "alpha", "beta", downtime_ms=50, max_downtime_ms=50, on_stall="post_copy")
     assert fetched["changed"] and fetched["classification"] == 2, fetched
     assert fetched["stats"]["post_copy"] is True and "suspended" not in fetched["stats"], fetched["stats"]

@@ -19,7 +19,7 @@ import typing as t
 
 from .._core import virt, xml
 from .._core.errors import PhyllomeError
-from . import files
+from . import files, postcopy
 from .definition import definition, paths, starts_with_host, undefine_flags, unfenced, write_mark
 from .journal import Mark, Power, Record
 from .judge import ALIVE
@@ -127,7 +127,7 @@ class Mover:
                 for disk in guest.disks:
                     self.compare_clocks(files.create(self.pair.destination.connection, disk))
             self.told.stats["setup_ms"] = ms(time.monotonic() - began)
-            self._migrate(view, domain, guest, mark)
+            self.migrate(view, domain, guest, mark.power == "running")
         except PhyllomeError as exc:
             self.failure = exc
 
@@ -168,7 +168,19 @@ class Mover:
                 "Look what it is; rename or delete it.",
             )
 
-    def _migrate(self, view: View, domain: t.Any, guest: Guest, mark: Mark) -> None:
+    def migrate(self, view: View, domain: t.Any, guest: Guest, running: bool, resume: bool = False) -> None:
+        """Have the source's libvirt migrate it.
+
+        Args:
+            view: both hosts.
+            domain: the guest at the source.
+            guest: what it is made of.
+            running: whether its CPUs run, or shall at the destination.
+            resume: go on with a post-copy migration that was cut off.
+
+        Raises:
+            PhyllomeError: what libvirt says, or that it took too long.
+        """
         lib, order = virt.libvirt, self.order
         flags = (
             lib.VIR_MIGRATE_LIVE
@@ -176,8 +188,10 @@ class Mover:
             | lib.VIR_MIGRATE_PERSIST_DEST
             | lib.VIR_MIGRATE_ABORT_ON_ERROR
         )
-        native = mark.power == "running" and order.policy.on_stall == "post_copy"
+        native = resume or (running and order.policy.on_stall == "post_copy")
         flags |= lib.VIR_MIGRATE_POSTCOPY if native else lib.VIR_MIGRATE_PAUSED  # libvirt: not both
+        if resume:
+            flags |= lib.VIR_MIGRATE_POSTCOPY_RESUME
         if guest.shared:  # which read_shared has proved; libvirt goes by the kind of the file system
             flags |= lib.VIR_MIGRATE_UNSAFE
         flat = [disk.target for disk in guest.disks if disk.flat]
@@ -211,9 +225,9 @@ class Mover:
                 qemu = Qemu(view.name, view.uuid)
                 stack.callback(qemu.close)
                 stack.enter_context(through(order.destination_uri, paths, qemu.owner()))
-            if mark.power == "running" and not native:
+            if running and not native:
                 stack.callback(Handover(self, view, domain).end)
-            job.run(order.timeout, Monitor(self, view, domain, mark.power == "running"))
+            job.run(order.timeout, Monitor(self, view, domain, running and not resume))
         self.told.stats["migrate_ms"] = ms(job.seconds)
 
     def commit(self, view: View, sync: bool) -> Record:
@@ -258,11 +272,15 @@ class Mover:
             now = time.monotonic()
             if view.source.job == "outgoing":
                 settled = now + patience
+            if monitor.stuck:
+                monitor.give_up()
             if now > settled:
                 mark = view.destination.mark
                 if view.source.state in ALIVE and not view.committed and mark and mark.op_id == view.op_id:
                     self.discard(view)  # a libvirt that waits for a QEMU which hangs will never do it
                     return
+                if view.destination.state in ("postcopy", "broken"):
+                    raise postcopy.lost(view)
                 raise PhyllomeError(
                     f"The migration of {view.name} has ended, but {view.destination.host} still waits for it",
                     f"it is {view.destination.detail} there after {patience:.0f} s",
@@ -347,6 +365,9 @@ class Mover:
                 f"It waits there, complete, and exists nowhere else: virsh resume {view.name} there, then run again.",
             ):
                 domain.resume()
+        if record is not None and record.mode == "live" and record.ran and view.destination.state == "off":
+            with virt.saying(f"Cannot start {view.name} anew on {there.name}"):
+                domain.create()
         if self.told.mode is None:
             self.told.mode = "cold" if power == "off" else "live"
         with virt.saying(f"Cannot finish the move of {view.name} on {there.name}"):

@@ -152,7 +152,7 @@ class Record:
         mode: ``live``, ``warm`` or ``cold``.
         staged: of a cold move: where each file belongs, and where it lies at the destination until then; of one that
             was taken back: what stayed there.
-        ran: whether the guest was shut down for the move.
+        ran: whether the guest was shut down for the move, or crashed in it, and is started again.
         digests: of a cold move: of each file, by path.
         sent: of a cold move: bytes of each file that went over the network, by path.
         secrets: that the destination did not have before.

@@ -42,6 +42,7 @@ Action = t.Literal[
     "destroy_source",
     "resume_source",
     "take_back",
+    "recover",
     "decide",
     "refuse",
 ]
@@ -108,8 +109,8 @@ def _row(
 
 _HERE = {"running", "paused", "off", "stuck"}
 _IN_FLIGHT = {"running", "paused", "stuck", "switching"}
-_SETTLED = frozenset(SOURCES) - {"postcopy", "broken", "unreachable"}
 BROKEN = "a post-copy migration was cut off; each host has a part of the guest's memory"
+LOST = "the guest crashed in the middle of a post-copy migration: one host has lost its part of the guest's memory"
 
 # fmt: off
 TABLE: tuple[Row, ...] = (
@@ -146,16 +147,23 @@ TABLE: tuple[Row, ...] = (
          "the migration was cut off at its very end; the source is the truth", "resume_source"),
     _row(10, {"postcopy"}, {"postcopy", "running", "incoming"}, {"moving"},
          "the guest runs at the destination, which fetches its memory", "wait", job=_ANY, committed=None),
-    _row(10, {"migrated", "gone", "switching", "absent"}, {"postcopy"}, {"moving"},
+    _row(10, {"migrated", "gone", "switching", "absent"}, {"postcopy", "broken"}, {"moving"},
          "the guest runs at the destination, which has fetched its memory", "wait", job=_ANY, committed=None),
     _row(10, {"postcopy"}, _ANY, frozenset(MARKS) - {"moving"}, "a post-copy migration, which is not ours", "refuse",
          job=_ANY, committed=None),
-    _row(10, {"postcopy"}, frozenset(DESTINATIONS) - {"postcopy", "running", "incoming"}, {"moving"},
-         BROKEN, "refuse", job=_ANY, committed=None),
-    _row(10, {"broken"}, _ANY, _ANY, BROKEN, "refuse", job=_ANY, committed=None),
-    _row(10, _SETTLED, {"broken"}, _ANY, BROKEN, "refuse", job=_ANY, committed=None),
-    _row(10, {"running", "paused", "stuck", "off", "crashed"}, {"postcopy"}, _ANY, BROKEN, "refuse", job=_ANY,
+    _row(10, {"broken"}, {"postcopy", "broken", "running", "incoming"}, {"moving"}, BROKEN, "recover", job=_ANY,
          committed=None),
+    _row(10, {"postcopy"}, {"broken"}, {"moving"}, BROKEN, "recover", job=_ANY, committed=None),
+    _row(10, {"postcopy", "broken"}, {"absent", "paused", "off", "stuck"}, {"moving"}, LOST, "refuse", job=_ANY,
+         committed=None),
+    _row(10, {"off", "crashed", "unreachable"}, {"postcopy", "broken"}, {"moving"}, LOST, "refuse", job=_ANY,
+         committed=None),
+    _row(10, {"broken"}, _ANY, frozenset(MARKS) - {"moving"}, BROKEN, "refuse", job=_ANY, committed=None),
+    _row(10, {"off", "crashed", "migrated", "gone", "switching", "absent"}, {"broken"}, frozenset(MARKS) - {"moving"},
+         BROKEN, "refuse", job=_ANY, committed=None),
+    _row(10, {"off", "crashed"}, {"postcopy"}, frozenset(MARKS) - {"moving"}, BROKEN, "refuse", job=_ANY,
+         committed=None),
+    _row(10, ALIVE, {"postcopy", "broken"}, _ANY, BROKEN, "refuse", job=_ANY, committed=None),
     _row(10, {"migrated", "gone", "switching", "absent"}, {"postcopy"}, frozenset(MARKS) - {"moving"},
          "a post-copy migration, which is not ours", "refuse", job=_ANY, committed=None),
     _row(11, {"crashed"}, {"absent"}, {"none", "moving"}, "the guest crashed at the source; nothing moved", "start"),
@@ -189,13 +197,32 @@ TABLE: tuple[Row, ...] = (
 
 CLASH = Row(13, _ANY, _ANY, _ANY, _ANY, None, "the name or the uuid belongs to another guest", "refuse")
 
+ALONE = Row(
+    1, _ANY, _ANY, _ANY, _ANY, None, "the source gave the guest up, and the destination has none any more", "refuse"
+)
+
 _TWO = frozenset({"moving", "arriving", "done", "returning"})
+_EITHER = frozenset({"source", "destination"})
 
 
-def decidable(row: Row | None, source: str, mark: str, job: str) -> bool:
-    """Whether both hosts have a copy that may have run, both of this move, so that a person can say which one is the guest."""
-    twice = row is not None and row is not CLASH and row.number in (5, 13)
-    return twice and source in ALIVE and mark in _TWO and job == "none"
+def words(row: Row | None, source: str, destination: str, mark: str, job: str) -> frozenset[str]:
+    """Which copy a person may say is the guest. Pure.
+
+    Either one where both hosts have a copy of this move that may have run; the destination's where the memory is lost
+    on one of them, since its disks are the newer ones; and the source's where the guest was given up, and the
+    destination has none any more.
+    """
+    if row is CLASH:
+        return _ANY
+    if row is not None and row.number in (5, 13):
+        return _EITHER if source in ALIVE and mark in _TWO and job == "none" else _ANY
+    if row is not None and row.number == 10 and mark == "moving" and source not in ALIVE:
+        parts = {"postcopy", "broken"}
+        known = row.meaning == LOST or (source in parts and destination == "running")
+        known = known or (destination == "broken" and source not in parts)
+        return frozenset({"destination"}) if known and destination != "absent" else _ANY
+    alone = row is None and destination == "absent" and mark == "moving" and job == "none"
+    return frozenset({"source"}) if alone and source in ALIVE | {"off", "crashed"} else _ANY
 
 
 def classify(source: str, destination: str, job: str, mark: str, committed: bool) -> Row | None:

@@ -19,7 +19,7 @@ import typing as t
 from .._core import virt
 from .._core.errors import PhyllomeError
 from .._core.plan import Plan
-from . import judge, undo
+from . import judge, postcopy, undo
 from .apply import Mover, Told
 from .cold import Cold
 from .journal import Busy, Journal
@@ -84,9 +84,10 @@ class _Run:
         row = judge.CLASH if here.clash or there.clash else judge.classify(
             here.state, there.state, here.job, view.mark, view.committed
         )  # fmt: skip
+        words = judge.words(row, here.state, there.state, view.mark, here.job)
+        if self._pair.order.truth in words:
+            row = dataclasses.replace(row or judge.ALONE, action="decide")
         self._row: judge.Row = row  # type: ignore[assignment]
-        if row is not None and self._pair.order.truth and judge.decidable(row, here.state, view.mark, here.job):
-            self._row = row = dataclasses.replace(row, action="decide")
         if row is None or row.action == "refuse":
             raise self._refusal(row)
 
@@ -231,6 +232,8 @@ class _Run:
                         getattr(self._cold, action)(view)
                     elif action in ("take_back", "decide"):
                         getattr(self._undo, action)(view)
+                    elif action == "recover":
+                        postcopy.recover(mover, view)
                     else:
                         getattr(mover, action)(view)
             except PhyllomeError as exc:
@@ -321,6 +324,7 @@ class _Run:
         here, there = view.source, view.destination
         guest_name = view.name or self._pair.order.shown
         where = f"{here.host}: {here.detail or here.state}; {there.host}: {there.detail or there.state}"
+        words = judge.words(row, here.state, there.state, view.mark, here.job)
         if here.state == there.state == "absent":
             error = PhyllomeError(
                 f"There is no guest {guest_name}",
@@ -340,12 +344,14 @@ class _Run:
                 f"from {mark.source} to {mark.destination} (op_id {mark.op_id}), which is not finished",  # type: ignore[union-attr]
                 f"Finish that one first: run it again with destination: {mark.destination} on {mark.source}.",  # type: ignore[union-attr]
             )
-        elif row is not None and row.meaning == judge.BROKEN:
+        elif row is not None and row.meaning == judge.LOST:
+            error = postcopy.lost(view)
+        elif row is None and words:
             error = PhyllomeError(
-                f"The guest {guest_name} cannot be moved: {row.meaning}",
+                f"The guest {guest_name} cannot be moved: {judge.ALONE.meaning}",
                 where,
-                "If the network is back, QEMU may finish by itself: run again. Otherwise its memory is lost, and its disks at "
-                f"{there.host} are the right ones: virsh destroy {guest_name} on both hosts, run again, and start it on {there.host}.",
+                f"Nothing was touched. If the copy on {here.host} is the right one, say truth: source: it goes on there, and then it "
+                "moves again.",
             )
         elif row is None:
             error = PhyllomeError(
@@ -354,8 +360,8 @@ class _Run:
                 "Nothing was touched. Look which host has the right one, and undefine the other.",
             )
         elif row.number == 5:
-            error = self._twice(row, where)
-        elif judge.decidable(row, here.state, view.mark, here.job):
+            error = self._twice(row, where, bool(words))
+        elif words:
             error = PhyllomeError(f"The guest {guest_name} cannot be moved: {row.meaning}", where, _DECIDE)
         else:
             error = PhyllomeError(
@@ -365,7 +371,7 @@ class _Run:
             )
         return self._failed(error, "refused")
 
-    def _twice(self, row: judge.Row, where: str) -> PhyllomeError:
+    def _twice(self, row: judge.Row, where: str, decidable: bool) -> PhyllomeError:
         """Two guests where there was one; they are suspended if that was asked for."""
         view, order = self._view, self._pair.order
         done = "Nothing was touched."
@@ -373,7 +379,7 @@ class _Run:
             with self._only():
                 self._undo.suspend_both(view)
             done = "Where it ran it is suspended now, and nothing else was touched."
-        if judge.decidable(row, view.source.state, view.mark, view.source.job):
+        if decidable:
             remedy = _DECIDE
         else:
             where += "; truth does not help, as they are not copies by one move" if order.truth else ""

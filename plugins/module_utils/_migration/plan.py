@@ -383,16 +383,25 @@ def plan(order: Order, view: View, row: Row, guest: Guest) -> Plan:
     if row.action == "none":
         return Plan()
     owned: t.Mapping[str, str] = pieces(guest)
-    settled = row.action in ("finish", "hand_over") or (row.action == "decide" and order.truth == "destination")
+    settled = row.action in ("finish", "hand_over", "recover")
+    settled = settled or (row.action == "decide" and order.truth == "destination")
     if settled and view.record is not None and view.record.pieces:
         owned = view.record.pieces
     if row.action == "discard":
         changes.append(Change("discard", f"{there}.guest", view.destination.detail, None, why=row.meaning))
     if row.action == "destroy_source":
         changes.append(Change("destroy_source", f"{here}.guest", view.source.detail, "off", why=row.meaning))
-    if row.action == "decide":
+    said = f"{row.meaning}; truth: {order.truth}"
+    if row.action == "recover":
+        changes.append(Change("recover", f"{there}.guest", view.destination.detail, "running", why=row.meaning))
+    elif row.action == "decide" and view.destination.state == "absent":
+        changes.append(Change("resume_source", f"{here}.guest", view.source.detail, "as it was", why=said))
+    elif row.action == "decide" and view.source.state not in ALIVE:
+        changes.append(Change("start_anew", f"{there}.guest", view.destination.detail, "as it was", why=said))
+        changes.append(Change("stop", f"{here}.guest", view.source.detail, "off", why=said))
+    elif row.action == "decide":
         loser, what = (here, view.source) if settled else (there, view.destination)
-        changes.append(Change("stop", f"{loser}.guest", what.detail, "off", why=f"{row.meaning}; truth: {order.truth}"))
+        changes.append(Change("stop", f"{loser}.guest", what.detail, "off", why=said))
         if not settled:
             changes += [
                 Change("put_away", f"{there}.{name}", path, retained(path, view.op_id))

@@ -395,8 +395,7 @@ class Pair:
                 f"{exc.why}; it is {source.detail} on {here}. Since that began it runs on {there}, or waits there for the part of its "
                 f"memory that is still here, and only the disks there go on; whether {there} still has it is not known",
                 f"Nothing was touched, and nothing may be: neither start it nor stop it here or there. Bring the network or {there} "
-                f"back and run again. Only if {there} has lost it meanwhile that memory is lost: then virsh destroy {name} here, run again, "
-                f"and start it on {there}.",
+                "back and run again: then it goes on where it was cut off, or it is said what is left of it.",
                 **exc.facts,
             )
         if record is not None and record.phase in ("committed", "handed"):

@@ -70,6 +70,8 @@ class Job:
         pause = POLL  # the first look is an early one: the limit of the downtime has to be set
         while not self._ended.wait(pause):
             monitor.look()
+            if monitor.stuck:
+                monitor.give_up()
             pause = LOOK
             if (time.monotonic() < deadline and not monitor.aborted) or monitor.fetches:
                 continue
@@ -103,9 +105,23 @@ class Monitor:
         self._limit = policy.Policy().downtime_ms  # QEMU's own
         self._looked = 0.0
         self._before: tuple[int, int] | None = None
+        self._figures: t.Any = None
+        self._moved = time.monotonic()
         self.aborted = False
-        self.fetches = view.source.state == "postcopy"
+        self.fetches = "postcopy" in (view.source.state, view.destination.state) or view.source.state == "broken"
         """Whether the guest runs at the destination already, so that nothing can be aborted any more."""
+
+    @property
+    def stuck(self) -> bool:
+        """Whether a guest's memory is being fetched and none has come for so long that its connection must be dead."""
+        return self.fetches and time.monotonic() - self._moved > settle()
+
+    def give_up(self) -> None:
+        """Have QEMU give up the connection, which keeps what each side has: then libvirt can resume through another one."""
+        self._moved = time.monotonic()
+        with contextlib.suppress(virt.libvirt.libvirtError, AttributeError):  # libvirt 8.5
+            domain = self._domain or self._mover.pair.source.connection.lookupByUUIDString(self._view.uuid)
+            domain.abortJobFlags(virt.libvirt.VIR_DOMAIN_ABORT_JOB_POSTCOPY)
 
     def look(self) -> None:
         """Look, if it is time to. A migration that begins or ends just now has nothing to say."""
@@ -119,6 +135,8 @@ class Monitor:
                 return
             phase, figures = progress.figures(stats, self._before)
             self._before = progress.rate_of(stats)
+            if self._figures != (self._before[1], stats.get("memory_remaining")):
+                self._figures, self._moved = (self._before[1], stats.get("memory_remaining")), time.monotonic()
             self._mover.progress.say(phase, **figures)
             if "slowed_percent" in figures:
                 self._mover.told.stats["slowed_percent"] = figures["slowed_percent"]

@@ -23,13 +23,13 @@ from .apply import TPM_STATES, Mover
 from .cold import Cold, place
 from .definition import set_mark, undefine_flags, write_mark
 from .journal import Mark, Record
-from .judge import Row
+from .judge import ALIVE, Row
 from .plan import retained
 from .read import View
 from .read_guest import Guest
 from .read_guest import guest as read_guest
 
-_LEFT = {"destroy_source", "finish", "none"}
+_LEFT = {"destroy_source", "finish", "none", "recover"}
 """Actions of rows in which the source has given the guest up."""
 
 
@@ -216,13 +216,48 @@ class Undo:
                     domain.suspend()
 
     def decide(self, view: View) -> None:
-        """Stop the copy that is not the truth, for good; what it has written is kept, and the next look goes on from there.
+        """Do what a person has said about which copy is the guest; the next look goes on from there."""
+        if view.destination.state == "absent":
+            self._take_up(view)
+        elif view.source.state in ALIVE:
+            self._stop(view)
+        else:
+            self._start_anew(view)
+
+    def _take_up(self, view: View) -> None:
+        """Have the source go on with a guest that it had given up; what may lie at the destination is nobody's."""
+        with virt.saying(f"Cannot resume {view.name} on {self.pair.source.name}"):
+            domain = self.pair.source.connection.lookupByUUIDString(view.uuid)
+            power = view.source.mark.power if view.source.mark else ""
+            if power == "running" and domain.state()[0] == virt.libvirt.VIR_DOMAIN_PAUSED:
+                domain.resume()
+        if view.record is not None:
+            self.pair.journal.save(dataclasses.replace(view.record, phase="started", pieces={}))
+
+    def _start_anew(self, view: View) -> None:
+        """Have the destination start a guest whose memory is lost from its disks there; only then does the source let go."""
+        here, there, gone = self.pair.source, self.pair.destination, view.source.state in ("absent", "unreachable")
+        if not gone:
+            record = self.mover.commit(view, sync=True)
+            self.pair.journal.save(dataclasses.replace(record, ran=True))
+        with virt.saying(f"Cannot start {view.name} anew on {there.name}"):
+            domain = there.connection.lookupByUUIDString(view.uuid)
+            if view.destination.state in ("postcopy", "broken"):
+                domain.destroy()
+            if view.destination.mark is not None and view.destination.mark.power == "running" and not domain.isActive():
+                domain.create()
+        with virt.saying(f"Cannot stop {view.name} on {here.name}"):
+            if not gone and here.connection.lookupByUUIDString(view.uuid).isActive():
+                here.connection.lookupByUUIDString(view.uuid).destroy()
+
+    def _stop(self, view: View) -> None:
+        """Stop the copy that is not the truth, for good; what it has written is kept.
 
         It is marked before it is suspended, so that it never looks like a copy that has not run, and suspended before
         the other one is woken.
         """
         lib, mark, own = virt.libvirt, view.destination.mark, view.source.mark
-        if mark is None or own is None:  # judge.decidable has seen both
+        if mark is None or own is None:  # judge.words has seen both
             return
         back = self.pair.order.truth == "source"
         wins, loses = (self.pair.source, self.pair.destination) if back else (self.pair.destination, self.pair.source)

@@ -216,3 +216,73 @@ def test_the_word_does_not_count_where_there_is_one_guest(plays):
     play.domain.running = True
     assert play.run(truth="destination")["classification"] == 2
     play.arrived(True)
+
+
+def cut_off(play: Play, here: str, there: str) -> None:
+    """A live move that was committed, and what libvirt says of the guest on each host since."""
+    split(play, None)
+    play.world.hosts["alpha"].domains[UUID].running = here != "off"
+    journal = Journal(str(play.journal))
+    journal.save(dataclasses.replace(journal.load(op_id(UUID, "beta", 0)), phase="committed"))
+    lib = play.world.lib
+    reasons = {"postcopy": lib.VIR_DOMAIN_PAUSED_POSTCOPY, "broken": lib.VIR_DOMAIN_PAUSED_POSTCOPY_FAILED}
+    for host, state in (("alpha", here), ("beta", there)):
+        domain = play.world.hosts[host].domains[UUID]
+        domain.running, domain.paused, domain.lost = False, state in reasons, reasons.get(state)
+
+
+@pytest.mark.parametrize(("here", "there"), [("broken", "off"), ("off", "broken")])
+def test_what_crashed_in_the_middle_of_a_post_copy_move_starts_anew_from_the_destination_s_disks(plays, here, there):
+    step, over = 0, False
+    while not over:
+        play = plays()
+        cut_off(play, here, there)
+        with pytest.raises(PhyllomeError, match="one host has lost its part .* Say truth: destination") as error:
+            play.run()
+        assert error.value.facts["classification"] == 10 and play.world.steps == 0
+        assert [change["path"] for change in play.look(truth="destination")["plan"]][:2] == [
+            "beta.guest",
+            "alpha.guest",
+        ]
+        seen: list[int] = []
+        play.world.meanwhile = lambda: seen.append(running(play))  # noqa: B023
+        over = play.run(step, truth="destination") is not None
+        play.world.meanwhile = lambda: None
+        result = play.run(truth="destination")
+        assert result["classification"] == 2, f"step {step}"
+        decided(play, "destination")
+        step += 1
+    assert step > 5
+
+
+@pytest.mark.parametrize("truth", [None, "destination"])
+def test_what_the_source_had_given_up_goes_on_there_once_the_other_one_is_gone_and_somebody_says_so(plays, truth):
+    play = plays()
+    split(play, None)
+    with pytest.raises(PhyllomeError, match="is suspended now"):
+        play.run(on_split_brain="suspend_both")
+    del play.world.hosts["beta"].domains[UUID]
+    with pytest.raises(PhyllomeError, match="the destination has none any more.* say truth: source"):
+        play.run(truth=truth)
+    assert play.domain.paused
+    assert play.look(truth="source")["plan"][0]["path"] == "alpha.guest"
+
+    # what lies at the destination is nobody's to remove; the guest runs
+    with pytest.raises(PhyllomeError, match="beta has a file .*web.raw already") as error:
+        play.run(truth="source")
+    assert error.value.facts["phase"] == "blocked" and play.domain.running
+    assert begins(play.world.hosts["beta"].path(str(play.disk))).startswith(THERE[:500])
+
+    play.world.hosts["beta"].path(str(play.disk)).unlink()
+    assert play.run()["classification"] == 2
+
+
+def test_the_copy_that_is_left_at_the_destination_needs_no_word(plays):
+    play = plays()
+    split(play, None)
+    with pytest.raises(PhyllomeError, match="is suspended now"):
+        play.run(on_split_brain="suspend_both")
+    del play.world.hosts["alpha"].domains[UUID]
+    assert play.run()["classification"] == 2
+    (domain,) = play.world.hosts["beta"].domains.values()
+    assert domain.running and play.where() == ["beta"]

@@ -194,6 +194,11 @@ def test_a_guest_that_runs_may_go_flattened_by_libvirt_itself(play):
     xml.drop(play.domain.root.find("devices/disk"), "backingStore")  # which libvirt finds out by itself
     with pytest.raises(PhyllomeError, match=r"has a backing file.* Or say chain: flatten"):
         play.run(check=True, mode="live", chain="keep")
+    play.domain.snapshots = ["first"]
+    with pytest.raises(PhyllomeError, match=r"it has 1 snapshot\(s\)") as error:
+        play.run(mode="live")
+    assert error.value.facts["phase"] == "blocked" and play.domain.running and play.at("beta") == []
+    play.domain.snapshots = []
     plan = play.run(check=True, mode="live")["plan"]
     assert ["with the 1 file(s) below it in one" in str(change.get("why")) for change in plan].count(True) == 1
     assert {change["path"] for change in plan} > {"alpha.disks.vda", "alpha.disks.vda.1"}

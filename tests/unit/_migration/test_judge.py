@@ -79,8 +79,13 @@ def test_rows_name_only_states_that_exist():
         ("postcopy", "running", "none", "moving", True, 10, "wait"),
         ("migrated", "postcopy", "none", "moving", True, 10, "wait"),
         ("postcopy", "off", "none", "moving", True, 10, "refuse"),
-        ("broken", "broken", "outgoing", "moving", True, 10, "refuse"),
-        ("broken", "running", "none", "moving", True, 10, "refuse"),
+        ("broken", "broken", "outgoing", "moving", True, 10, "recover"),
+        ("postcopy", "broken", "outgoing", "moving", False, 10, "recover"),
+        ("broken", "running", "none", "moving", True, 10, "recover"),
+        ("broken", "broken", "outgoing", "other", True, 10, "refuse"),
+        ("broken", "off", "outgoing", "moving", True, 10, "refuse"),
+        ("migrated", "broken", "none", "moving", True, 10, "wait"),
+        ("unreachable", "broken", "none", "moving", False, 10, "refuse"),
         ("crashed", "broken", "none", "moving", True, 10, "refuse"),
         ("off", "off", "none", "moving", True, 7, "finish"),
         ("crashed", "absent", "none", "moving", False, 11, "start"),
@@ -185,7 +190,8 @@ def test_whichever_of_two_guests_is_said_to_be_the_truth_there_is_a_way_on():
     """What is seen once the other one is off, and before that, when it is only marked or suspended."""
     seen = 0
     for source, destination, job, mark, committed in EVERYTHING:
-        if not judge.decidable(judge.classify(source, destination, job, mark, committed), source, mark, job):
+        row = judge.classify(source, destination, job, mark, committed)
+        if len(judge.words(row, source, destination, mark, job)) < 2:
             continue
         seen += 1
         row = judge.classify("off", destination, "none", "done" if mark == "returning" else mark, committed)
@@ -194,11 +200,35 @@ def test_whichever_of_two_guests_is_said_to_be_the_truth_there_is_a_way_on():
         assert row is not None and row.action == "take_back"
         for half in {destination, "paused"} - {"off"}:
             row = judge.classify(source, half, "none", "returning", committed)
-            assert judge.decidable(row, source, "returning", "none"), (source, half)
+            assert len(judge.words(row, source, half, "returning", "none")) == 2, (source, half)
     assert seen > 20
 
 
 def test_while_each_host_has_a_part_of_its_memory_a_guest_is_neither_started_nor_stopped():
-    for (source, destination, _job, _mark, _committed), action in actions():
+    for (source, destination, _job, mark, _committed), action in actions():
         if {source, destination} & {"postcopy", "broken"}:
-            assert action in {"wait", "refuse"}, (source, destination)
+            assert action in {"wait", "refuse", "recover"}, (source, destination)
+        if action == "recover":
+            assert "broken" in {source, destination} and source in {"broken", "postcopy"} and mark == "moving"
+
+
+def test_one_copy_is_said_to_be_the_guest_only_where_the_other_one_cannot_be():
+    seen: set[str] = set()
+    for source, destination, job, mark, committed in EVERYTHING:
+        row = judge.classify(source, destination, job, mark, committed)
+        words = judge.words(row, source, destination, mark, job)
+        if len(words) != 1:
+            continue
+        assert mark == "moving"
+        seen |= words
+        if words == {"source"}:  # the destination has none, and only the record stands against going on
+            assert destination == "absent" and committed
+            row = judge.classify(source, destination, job, mark, False)
+            assert row is not None and row.action == "start"
+        else:
+            assert source not in {"running", "paused", "stuck"} and destination != "absent"
+            assert not {"broken", "postcopy"} >= {source, destination}  # that can be recovered
+            dead = source if source == "unreachable" else "off"
+            row = judge.classify(dead, "running", "none", mark, dead == "off")
+            assert row is not None and row.action == "finish"
+    assert seen == {"source", "destination"}

@@ -51,7 +51,7 @@ def test_in_the_middle_of_a_post_copy_move(play, reason):
     )
     assert "the part of its memory that is still here" in text and "whether beta still has it is not known" in text
     assert "neither start it nor stop it here or there" in text and "back and run again" in text
-    assert "Only if beta has lost it meanwhile that memory is lost: then virsh destroy web here" in text
+    assert "it goes on where it was cut off, or it is said what is left of it" in text
 
 
 def test_after_the_source_gave_it_up(play):

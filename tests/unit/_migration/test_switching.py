@@ -29,7 +29,8 @@ def test_nothing_is_asked_while_the_guest_stands_still(mover, monkeypatch):
     monkeypatch.setattr(transfer, "POLL", 0)
     domain = unittest.mock.Mock()
     domain.jobStats.return_value = {"type": 1}
-    view: t.Any = types.SimpleNamespace(uuid="u", source=types.SimpleNamespace(state="running"))
+    side = types.SimpleNamespace(state="running")
+    view: t.Any = types.SimpleNamespace(uuid="u", source=side, destination=side)
     monitor = transfer.Monitor(mover, view, domain, runs=False)
     handover = transfer.Handover.__new__(transfer.Handover)
     handover._mover, handover._over, handover._stopped = mover, False, threading.Event()

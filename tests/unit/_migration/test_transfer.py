@@ -27,7 +27,7 @@ def asked(monkeypatch):
     """What a live move asks for: the flags that are set, and the parameters, by the ends of their names."""
     lib = Lib()
 
-    def ask(power="running", shared=(), **order):
+    def ask(running=True, shared=(), resume=False, **order):
         seen: dict[str, t.Any] = {}
         job = types.SimpleNamespace(run=lambda timeout, monitor: None, seconds=1.0)
         monkeypatch.setattr(apply.virt, "libvirt", lib)
@@ -40,10 +40,9 @@ def asked(monkeypatch):
             apply, "Job", lambda domain, uri, params, flags: seen.update(params=params, flags=flags) or job
         )
         pair: t.Any = types.SimpleNamespace(order=types.SimpleNamespace(**{**vars(ORDER), **order}))
-        mark: t.Any = types.SimpleNamespace(power=power)
         guest = Guest("web", "uuid", 1, "kvm", "", "", "", None, disks=(ROOT,)).apart(lambda disk: False)
         made = apply.Mover(pair, Progress())
-        made._migrate(VIEW, None, types.SimpleNamespace(disks=guest.disks, shared=shared), mark)  # type: ignore[arg-type]
+        made.migrate(VIEW, None, types.SimpleNamespace(disks=guest.disks, shared=shared), running, resume)  # type: ignore[arg-type]
         flags = {
             name
             for name, value in lib._known.items()
@@ -76,8 +75,14 @@ def test_only_post_copy_leaves_the_change_of_hosts_to_libvirt_and_only_for_a_gue
     flags, params, handed_over = asked(policy=policy, bandwidth_mib=8)
     assert params["BANDWIDTH"] == params["BANDWIDTH_POSTCOPY"] == 8
     assert "POSTCOPY" in flags and "PAUSED" not in flags and not handed_over
-    flags, dummy, handed_over = asked(power="paused", policy=policy)
+    flags, dummy, handed_over = asked(running=False, policy=policy)
     assert "PAUSED" in flags and "POSTCOPY" not in flags and not handed_over
+
+
+def test_what_was_cut_off_is_resumed_as_what_it_is_whatever_is_asked_for_now(asked):
+    flags, params, handed_over = asked(resume=True)
+    assert {"POSTCOPY", "POSTCOPY_RESUME", "LIVE", "PEER2PEER", "TLS"} < flags and "PAUSED" not in flags
+    assert params["TLS_DESTINATION"] == "beta" and not handed_over
 
 
 def test_a_disk_that_both_hosts_have_is_not_copied_and_only_then_libvirt_s_own_doubts_are_set_aside(asked):

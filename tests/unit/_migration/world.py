@@ -174,7 +174,7 @@ class Domain:
     def __init__(self, host: Host, root: t.Any) -> None:
         self.host, self.root = host, root
         self.running, self.starts, self.snapshots = False, 0, list[str]()
-        self.paused = False
+        self.paused, self.lost = False, t.cast("int | None", None)
 
     def name(self) -> str:
         return t.cast("str", self.root.findtext("name"))
@@ -189,7 +189,8 @@ class Domain:
         return 1
 
     def state(self) -> list[int]:
-        return [1, 1] if self.running else [3, 1] if self.paused else [5, 1]
+        """The reason is `lost` where that is set: why it stands still."""
+        return [1, 1] if self.running else [3, self.lost or 1] if self.paused else [5, 1]
 
     def autostart(self) -> int:
         return self.starts
@@ -296,7 +297,7 @@ class Domain:
 
     def destroy(self) -> None:
         self.host.world.step()
-        self.running = self.paused = False
+        self.running, self.paused, self.lost = False, False, None
 
     def undefineFlags(self, dummy: int) -> None:
         self.host.world.step()

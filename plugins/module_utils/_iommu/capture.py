@@ -159,8 +159,8 @@ def save(root: str, dest: str, check_mode: bool = False) -> Facts:
             before: bytes | None = file.read(len(data) + 1)
     except OSError:
         before = None
-    if before != data and not check_mode:
-        _replace(dest, data)
+    if before != data:
+        _replace(dest, data, check_mode)
     return {
         "changed": before != data,
         "dest": dest,
@@ -173,12 +173,21 @@ def save(root: str, dest: str, check_mode: bool = False) -> Facts:
     }
 
 
-def _replace(dest: str, data: bytes) -> None:
+def _replace(dest: str, data: bytes, check_mode: bool) -> None:
+    folder, partial = os.path.dirname(dest) or ".", None
     try:
-        with tempfile.NamedTemporaryFile(dir=os.path.dirname(dest) or ".", delete=False) as file:
+        os.stat(os.path.join(folder, ""))
+        if os.path.isdir(dest):
+            raise OSError("it is a directory")
+        if check_mode:
+            return
+        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
+            partial = file.name
             file.write(data)
-        os.replace(file.name, dest)
+        os.replace(partial, dest)
     except OSError as exc:
+        if partial is not None:
+            os.unlink(partial)
         raise PhyllomeError(
             f"dest: {dest!r} cannot be written", exc.strerror or str(exc), "Name a file in a directory that is there."
         ) from exc

@@ -209,6 +209,16 @@ def test_saving(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bare.tar.gz", "m"]
 
 
+@pytest.mark.parametrize("check_mode", [True, False])
+@pytest.mark.parametrize("dest", ["folder", "nowhere/x.tar.gz"])
+def test_a_place_that_cannot_be_written_is_told_in_check_mode_too_and_nothing_is_left(tmp_path, dest, check_mode):
+    root, place = machines.bare().write(tmp_path / "m"), tmp_path / "place"
+    (place / "folder").mkdir(parents=True)
+    with pytest.raises(PhyllomeError, match="dest: .* cannot be written"):
+        save(root, str(place / dest), check_mode)
+    assert [path.name for path in place.iterdir()] == ["folder"]
+
+
 def test_nowhere_to_save(tmp_path):
     root = machines.bare().write(tmp_path / "m")
     with pytest.raises(PhyllomeError, match="dest: .* cannot be written"):

@@ -4,6 +4,8 @@
 
 """What the role passthrough does, in order, on machines that are only played: one run of the real role for all of them.
 
+Other cores than the main one make the run that does it, of three: each of the role's tasks is in it.
+
 The modules and the reboot are stand-ins that keep a machine in a file.
 """
 
@@ -141,6 +143,8 @@ class Played:
 
     def __init__(self, folder: pathlib.Path) -> None:
         self.folder = folder
+        if folder.exists():
+            return
         virt = folder / "ansible_collections" / "phyllome" / "virt"
         (virt / "plugins" / "action").mkdir(parents=True)
         (virt / "plugins" / "plugin_utils").mkdir()
@@ -161,6 +165,8 @@ class Played:
         (folder / "inventory.yml").write_text(yaml.safe_dump({"all": {"hosts": hosts}}))
         play = {"hosts": "all", "gather_facts": False, "roles": ["phyllome.virt.passthrough"]}
         (folder / "play.yml").write_text(yaml.safe_dump([play]))
+        # by itself Ansible looks for results a thousand times a second, and these come at once
+        (folder / "ansible.cfg").write_text("[defaults]\ninternal_poll_interval = 0.01\n")
 
     def run(self, *arguments: str) -> dict[str, t.Any]:
         """Messages of failures, counters and states, by machine."""
@@ -195,24 +201,39 @@ class Played:
         }
 
 
+class Runs(dict[str, dict[str, dict[str, t.Any]]]):
+    """Runs by name, each made when it is wanted, once for all of xdist's workers: check mode, one that does it, another one."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def __missing__(self, name: str) -> dict[str, dict[str, t.Any]]:
+        if name == "second":
+            self["first"]
+        result = self.folder / f"{name}.json"
+        with open(self.folder / f"{name}.lock", "w", encoding="ascii") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not result.exists():
+                played = Played(self.folder / ("checked" if name == "check" else "played"))
+                result.write_text(json.dumps(played.run(*["--check"] if name == "check" else [])))
+        self[name] = json.loads(result.read_text())
+        return self[name]
+
+
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> dict[str, dict[str, t.Any]]:
-    """A run in check mode, one that does it, and another one; made once, whoever of xdist's workers comes first."""
-    folder = tmp_path_factory.getbasetemp()
-    shared = (folder if worker_id == "master" else folder.parent) / "played.json"
-    with open(f"{shared}.lock", "w", encoding="ascii") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not shared.exists():
-            played = Played(tmp_path_factory.mktemp("played"))
-            made = {"check": played.run("--check"), "first": played.run(), "second": played.run()}
-            shared.write_text(json.dumps(made))
-    return t.cast("dict[str, dict[str, t.Any]]", json.loads(shared.read_text()))
+def runs(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Runs:
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "flow"
+    folder.mkdir(exist_ok=True)
+    return Runs(folder)
 
 
 REFUSED = ("chosen-wrong", "refused-last", "refused-first")
 FAILS = ("firmware", "dead", "busy", "unproven", *REFUSED)
 
 
+@pytest.mark.one_core
 def test_check_mode_does_nothing_and_foretells_what_changes(runs):
     for name, machine in runs["check"].items():
         assert machine["did"] == [], name
@@ -262,6 +283,7 @@ def test_the_initramfs_is_made_once_for_all_entries_and_whatever_failed(runs):
         assert (runs["first"][name]["made"], runs["first"][name]["due"]) == (1, False), name
 
 
+@pytest.mark.one_core
 def test_the_second_run_changes_nothing_and_reboots_nothing(runs):
     for name, machine in runs["second"].items():
         if name not in FAILS:

@@ -1,11 +1,13 @@
-"""A fleet of two bare hosts that `phyllome.virt.site` has made Phyllome hosts, for all tests of this folder."""
+"""Fleets of two hosts that `phyllome.virt.site` has made Phyllome hosts, for all tests of this folder."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import hashlib
 import json
+import os
 import pathlib
 import typing as t
 
@@ -19,6 +21,19 @@ from ansible_collections.phyllome.virt.tests.lab.host import Counter
 
 SITE = "phyllome.virt.site"
 IMAGE = "/srv/counter.qcow2"
+#: Files of tests in the order in which they begin; the short ones come last, so that nobody works alone at the end.
+LONGEST = (
+    "test_site.py",
+    "test_faults.py",
+    "test_evacuation.py",
+    "test_cold.py",
+    "test_refusals.py",
+    "test_first_boot.py",
+    "test_lifecycle.py",
+    "test_live.py",
+    "test_guest.py",
+)
+BUILT = pytest.StashKey["Site"]()
 
 
 @dataclasses.dataclass
@@ -66,6 +81,12 @@ class Site:
     def module(self, name: str, host: str, arguments: dict[str, t.Any], *flags: str) -> dict[str, t.Any]:
         """Run one module of the collection on one host."""
         return runner.module(f"phyllome.virt.{name}", host, self.inventory([]), arguments, *flags)
+
+    def make(self, guest: dict[str, t.Any]) -> None:
+        """Have a guest where it is declared to be, for a test that is not about how it comes there."""
+        declared = {option: value for option, value in guest.items() if option != "host"}
+        result = self.module("phyllome_vm", guest["host"], declared)
+        assert not result.get("failed"), result["msg"]
 
     def virsh(self, host: str, *arguments: str) -> str:
         """What virsh prints on a host."""
@@ -120,15 +141,20 @@ def installed() -> None:
     runner.install()
 
 
+@contextlib.contextmanager
+def hosts(base: str, folder: pathlib.Path) -> t.Iterator[Site]:
+    """Two hosts that stand on a base of the lab."""
+    with Fleet.create(["alpha", "beta"], name=f"{base}-{os.getpid()}", base=base) as fleet:
+        for host in fleet.hosts:
+            host.put(counter.images() / "counter.qcow2", IMAGE)
+        yield Site(fleet, folder, checksum())
+
+
 @pytest.fixture(scope="session")
 def bare(tmp_path_factory: pytest.TempPathFactory, installed: None) -> t.Iterator[Site]:
     """Two hosts with a Debian and nothing else."""
-    folder = tmp_path_factory.mktemp("site")
-    image = counter.images() / "counter.qcow2"
-    with Fleet.create(["alpha", "beta"], base="bare") as fleet:
-        for host in fleet.hosts:
-            host.put(image, IMAGE)
-        yield Site(fleet, folder, checksum())
+    with hosts("bare", tmp_path_factory.mktemp("bare")) as site:
+        yield site
 
 
 @dataclasses.dataclass
@@ -164,7 +190,7 @@ class Built:
 
 
 @pytest.fixture(scope="session")
-def built(bare: Site) -> Built:
+def built(request: pytest.FixtureRequest, bare: Site) -> Built:
     """The check-up and check mode on the bare hosts, then two real runs with one guest on alpha."""
     checked = checkup(bare)
     web = bare.guest("web", "alpha", autostart=True)
@@ -177,11 +203,24 @@ def built(bare: Site) -> Built:
     check = bare.whole([web], "--check", "--diff")
     after = everything()
     first = bare.whole([web], "--diff")
+    if first.status == 0:
+        request.config.stash[BUILT] = bare
     return Built(checked, copy.deepcopy(web), check, before, after, first, bare.whole([web]))
 
 
 @pytest.fixture(scope="session")
-def site(bare: Site, built: Built) -> Site:
-    """Two Phyllome hosts."""
-    built.first.ok()
-    return bare
+def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, installed: None) -> t.Iterator[Site]:
+    """Two Phyllome hosts: those of test_site, where they are there already, else two that had their packages before."""
+    there = request.config.stash.get(BUILT, None)
+    if there:
+        yield there
+        return
+    with hosts("ready", tmp_path_factory.mktemp("site")) as site:
+        site.whole([]).ok()
+        yield site
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The first two files go to the two who work side by side: one makes bare hosts Phyllome hosts, and goes on with those."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
+import shutil
 import subprocess
+import tempfile
 import typing as t
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -117,6 +120,45 @@ def playbook(
         parsed = {}
     report.write_text(json.dumps(parsed, indent=1))
     return Run(done.returncode, done.stdout + done.stderr, parsed)
+
+
+@functools.cache
+def packed() -> bytes:
+    """An archive of what a host needs to run modules without Ansible around them: see module.py."""
+    (ansible,) = (CACHE / "venv" / "lib").glob("python3*/site-packages/ansible")
+    leave = shutil.ignore_patterns("__pycache__", "csharp", "facts", "powershell")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = pathlib.Path(scratch)
+        shutil.copytree(
+            INSTALLED / "ansible_collections/phyllome", folder / "ansible_collections/phyllome", ignore=leave
+        )
+        shutil.copytree(ansible / "module_utils", folder / "ansible/module_utils", ignore=leave)
+        (folder / "ansible/__init__.py").touch()
+        shutil.copy(ROOT / "tests/fleet/module.py", folder)
+        # by the Python that the hosts have too: an emulated machine would take long for it
+        compiling = ["/usr/bin/python3", "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", "ansible"]
+        subprocess.run([*compiling, "ansible_collections/phyllome/virt/plugins"], cwd=folder, check=True)
+        return subprocess.run(["tar", "-c", "."], cwd=folder, stdout=subprocess.PIPE, check=True).stdout
+
+
+def direct(host: t.Any, name: str, arguments: dict[str, t.Any], *flags: str, timeout: float = 600) -> dict[str, t.Any]:
+    """Run one module on one host of a lab as Ansible runs it there, without the rest of Ansible, and return its result.
+
+    That takes a tenth of the time. What the rest does with modules and their results, playbooks show.
+    """
+    folder = "/var/lib/lab"
+    argv, given = ["python3", f"{folder}/module.py", name, *flags], json.dumps(arguments)
+    done = host.run(argv, input=given, check=False, timeout=timeout)
+    if "can't open file" in done.stderr:  # the first one on this host
+        host.run_bytes(["sh", "-c", 'mkdir -p "$1" && tar -x -C "$1" && sync', "sh", folder], input=packed())
+        done = host.run(argv, input=given, check=False, timeout=timeout)
+    try:
+        result = t.cast("dict[str, t.Any]", json.loads(done.stdout))
+    except json.JSONDecodeError:
+        return {"failed": True, "msg": done.stdout + done.stderr}
+    if "warnings" in result:  # for people to read only on the controller
+        result["warnings"] = [warning["event"]["msg"] for warning in result["warnings"]]
+    return result
 
 
 def module(

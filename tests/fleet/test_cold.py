@@ -37,7 +37,8 @@ def layered(site: Site) -> t.Iterator[dict[str, t.Any]]:
     """
     guest = site.guest("layered", "alpha", state="stopped", autostart=True)
     guest["disks"].append({"id": "data", "size": "1GiB", "format": "raw"})
-    site.run([guest, site.guest("neighbour", "alpha", state="stopped")]).ok()
+    for each in (guest, site.guest("neighbour", "alpha", state="stopped")):
+        site.make(each)
     alpha = site.fleet.host("alpha")
     top, base = site.disk("alpha", "layered"), site.disk("alpha", "neighbour")
     raw = f"{IMAGES}/" + next(name for name in files(site, "alpha", "layered") if "data" in name)
@@ -129,7 +130,7 @@ def flattened_on_the_way(site: Site, layered: dict[str, t.Any]) -> None:
 
 def test_a_guest_that_runs_is_shut_down_and_counts_on_from_where_it_was(site: Site) -> None:
     guest = site.guest("runner", "alpha")
-    site.run([guest]).ok()
+    site.make(guest)
     deadline = time.monotonic() + 60
     while site.counted("alpha", "runner").count < 40 and time.monotonic() < deadline:
         time.sleep(0.3)
@@ -152,7 +153,7 @@ def test_a_guest_that_runs_is_shut_down_and_counts_on_from_where_it_was(site: Si
 
 def test_killed_before_every_single_step_the_next_run_finishes(site: Site, driver: Drive) -> None:
     guest = site.guest("struck", "alpha", state="stopped", autostart=True)
-    site.run([guest]).ok()
+    site.make(guest)
     site.virsh("alpha", "snapshot-create-as", "struck", "first")
     disk = site.disk("alpha", "struck")
     before = digest(site, "alpha", disk)
@@ -178,7 +179,7 @@ def test_killed_before_every_single_step_the_next_run_finishes(site: Site, drive
 
 
 def test_a_move_is_taken_back_committed_and_cleaned_up(site: Site, driver: Drive) -> None:
-    site.run([site.guest("undone", "alpha", state="stopped", autostart=True)]).ok()
+    site.make(site.guest("undone", "alpha", state="stopped", autostart=True))
     disk = site.disk("alpha", "undone")
     before = digest(site, "alpha", disk)
 
@@ -213,7 +214,7 @@ def test_a_move_is_taken_back_committed_and_cleaned_up(site: Site, driver: Drive
 
 
 def test_a_full_disk_and_a_dead_daemon_at_the_destination(site: Site) -> None:
-    site.run([site.guest("victim", "alpha", state="stopped")]).ok()
+    site.make(site.guest("victim", "alpha", state="stopped"))
     alpha, beta = site.fleet.host("alpha"), site.fleet.host("beta")
     disk = site.disk("alpha", "victim")
     alpha.run(["qemu-io", "-f", "qcow2", "-c", "write -P 90 8M 40M", disk])
@@ -261,7 +262,7 @@ def test_encrypted_disks_go_with_their_secrets(site: Site) -> None:
         {"id": "vault", "size": "24MiB", **lock},
         {"id": "plain", "size": "24MiB", "format": "raw", **lock},
     ]
-    site.run([guest]).ok()
+    site.make(guest)
     paths = [f"{IMAGES}/{name}" for name in files(site, "alpha", "locked") if "root" not in name]
     before, secrets = digest(site, "alpha", *paths), site.virsh("alpha", "secret-list").count(IMAGES)
     assert len(paths) == secrets == 2 and IMAGES not in site.virsh("beta", "secret-list")
@@ -283,7 +284,7 @@ def test_uefi_variables_and_the_tpm_go_with_a_guest_that_is_off(site: Site) -> N
         "vcpus": 1,
         "disks": [{"id": "root", "size": "1GiB"}],
     }
-    site.run([guest]).ok()
+    site.make(guest)
     alpha = site.fleet.host("alpha")
     uuid = site.virsh("alpha", "domuuid", "sealed").strip()
     xml = site.virsh("alpha", "dumpxml", "sealed")

@@ -16,7 +16,7 @@ MARK = (
 
 def test_a_guest_in_a_move_is_started_by_nobody(site: Site) -> None:
     guest = site.guest("fenced", "alpha", state="stopped", autostart=True)
-    site.run([guest]).ok()
+    site.make(guest)
     older = site.virsh("alpha", "dumpxml", "fenced")
     alpha = site.fleet.host("alpha")
     alpha.run(["virsh", "metadata", "fenced", NS, "--config", "--key", "phyllome-migration", "--set", MARK])

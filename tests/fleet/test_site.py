@@ -8,7 +8,31 @@ import typing as t
 import pytest
 
 from ansible_collections.phyllome.virt.tests.fleet import runner
-from ansible_collections.phyllome.virt.tests.fleet.conftest import Built, Site
+from ansible_collections.phyllome.virt.tests.fleet.conftest import Built, Checkup, Site, checkup
+
+
+@pytest.fixture(scope="module")
+def site(bare: Site, built: Built) -> t.Iterator[Site]:
+    """The two hosts that were bare."""
+    built.first.ok()
+    yield bare
+    bare.remove("web")
+
+
+def look(checked: Checkup) -> None:
+    """What is so on bare hosts and on Phyllome hosts, with one in the inventory that is not there."""
+    for host in ("alpha", "beta"):
+        counters = checked.run.stats[host]
+        assert (counters["changed"], counters["failures"], counters["unreachable"]) == (0, 0, 0), checked.run.messages()
+    found = {host["name"]: [finding["code"] for finding in host["findings"]] for host in checked.report["hosts"]}
+    assert found["gone"] == ["no_answer"]
+    assert "container" in found["alpha"] and "container" in found["beta"]  # as the fleet's hosts are
+    assert all(f"<h2>{name} " in checked.page for name in found)
+
+
+def test_the_checkup_of_bare_hosts_changes_nothing_and_writes_data_and_a_page(built: Built) -> None:
+    look(built.checkup)
+    assert built.checkup.report["fleet"]["domains"] == [["alpha"], ["beta"]]  # they have no libvirt yet
 
 
 def test_check_mode_on_bare_hosts_writes_nothing(built: Built) -> None:
@@ -29,6 +53,14 @@ def test_bare_hosts_become_phyllome_hosts(site: Site, built: Built) -> None:
 def test_the_second_run_changes_nothing(built: Built) -> None:
     built.second.ok()
     assert built.second.changed == {"alpha": 0, "beta": 0}
+
+
+def test_the_checkup_tells_which_guest_can_go_where(site: Site) -> None:
+    checked = checkup(site)
+    look(checked)
+    fleet = checked.report["fleet"]
+    assert (fleet["domains"], fleet["pairs"], fleet["drift"]) == ([["alpha", "beta"]], [], [])
+    assert {guest["name"]: guest["can"] for guest in fleet["guests"]}["web"] == ["beta"]
 
 
 @pytest.mark.parametrize("core", ["2.17", "2.21"])

@@ -35,7 +35,7 @@ def busy(site: Site) -> t.Iterator[str]:
     """A guest that counts on its disk, with another one that has 80 MiB of data in 256; the path of that."""
     guest = site.guest("busy", "alpha")
     guest["disks"].append({"id": "data", "size": "256MiB", "format": "raw"})
-    site.run([guest]).ok()
+    site.make(guest)
     data = f"{IMAGES}/" + next(name for name in files(site, "alpha", "busy") if "data" in name)
     write(site, "alpha", data, 0, 80)
     yield data

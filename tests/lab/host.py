@@ -22,6 +22,7 @@ from . import base, cgroup, network, outer
 from .base import Base
 from .counter import SECTOR, Counter, parse_console, parse_counter
 from .errors import LabError, call, describe
+from .paths import HERE
 from .process import Process, start_time
 
 ENVIRONMENT = {
@@ -117,6 +118,8 @@ class Host:
             address=self.address, gateway=network.gateway(self.fleet)
         ).encode()
         files["root/.ssh/authorized_keys"] = authorised.encode()
+        files["usr/lib/python3/dist-packages/lab.pth"] = b"import lab_compiled\n"
+        files["usr/lib/python3/dist-packages/lab_compiled.py"] = (HERE / "lab_compiled.py").read_bytes()
         for path, content in files.items():
             base.write(model, upper, path, content)
         (upper / "root/.ssh").chmod(0o700)
@@ -126,6 +129,7 @@ class Host:
         debs = upper / "var/cache/apt/archives"
         base.write(model, upper, "var/cache/apt/archives/partial/.lab", b"")
         (debs / "partial/.lab").unlink()
+        base.write(model, upper, "var/cache/lab-python/.lab", b"")
         base.share(base.archives().glob("*.deb"), debs)
         return key.with_suffix(".pub").read_text()
 

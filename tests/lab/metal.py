@@ -25,7 +25,7 @@ from . import cache, cgroup, hardware, image
 from .errors import LabError, call, describe
 from .fleet import boot_id, checked_names, render_inventory
 from .hardware import Files
-from .paths import STATE, locked
+from .paths import HERE, STATE, locked
 from .process import Process
 from .qmp import Qmp
 
@@ -472,6 +472,14 @@ class Machine:
     def read(self, path: str) -> str:
         """The content of a file of the machine."""
         return self.run(["cat", path]).stdout
+
+    def keep_compiled(self) -> None:
+        """Have modules that Ansible sends compiled once; see lab_compiled."""
+        script = (
+            "mkdir -p /var/cache/lab-python; cd /usr/lib/python3/dist-packages; cat > lab_compiled.py; "
+            "echo import lab_compiled > lab.pth; sync"
+        )
+        self.run_bytes(["sh", "-ec", script], input=(HERE / "lab_compiled.py").read_bytes())
 
     def put(self, source: Path, path: str) -> None:
         """Copy a file into the machine."""

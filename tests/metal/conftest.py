@@ -53,7 +53,7 @@ class Bare:
 
     def facts(self, **arguments: t.Any) -> dict[str, t.Any]:
         """What iommu_facts says of the machine as it is now."""
-        done = runner.module("phyllome.virt.iommu_facts", self.machine.record.name, self.inventory, arguments)
+        done = runner.direct(self.machine, "iommu_facts", arguments, timeout=1800)
         assert "ansible_facts" in done, done.get("msg", done)
         return t.cast("dict[str, t.Any]", done["ansible_facts"]["phyllome_iommu"])
 

@@ -53,8 +53,7 @@ class Host:
 
     def module(self, name: str, arguments: dict[str, t.Any]) -> dict[str, t.Any]:
         """The result of one module of ours."""
-        machine = self.bare.machine.record.name
-        return runner.module(f"phyllome.virt.{name}", machine, self.bare.inventory, arguments, timeout=1800)
+        return runner.direct(self.bare.machine, name, arguments, timeout=1800)
 
     def bind(self, **options: t.Any) -> dict[str, t.Any]:
         """The result of vfio_bind."""

@@ -33,6 +33,7 @@ class Checked:
 def checked(intel: Bare, tmp_path_factory: pytest.TempPathFactory) -> Checked:
     """The saved machine, and one that does not answer."""
     folder = tmp_path_factory.mktemp("checkup")
+    intel.machine.keep_compiled()
     inventory = yaml.safe_load(intel.inventory.read_text())
     inventory["phyllome_hosts"]["hosts"]["gone"] = {"ansible_host": "127.0.0.1", "ansible_ssh_args": "-o Port=9"}
     (folder / "inventory.yml").write_text(yaml.safe_dump(inventory))

@@ -72,6 +72,7 @@ class Story(Host):
 @pytest.fixture(scope="module")
 def story(bring_up: t.Callable[..., Bare]) -> t.Iterator[Story]:
     bare = bring_up("intel")
+    bare.machine.keep_compiled()
     yield Story(bare)
     bare.machine.down()
 

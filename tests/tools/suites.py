@@ -36,8 +36,9 @@ PURE = (
     "test_shared.py",
     "test_site.py",  # whole playbooks, which other tests run under one core as well
 )
-#: What a laboratory's suite is run with. A fleet mostly waits, so two work side by side, each for whole files.
-LABS = {"fleet": ("-n", "2", "--dist", "loadfile"), "metal": (), "bench": ()}
+#: What a laboratory's suite is run with. A fleet mostly waits, so two work side by side, each for whole files, in the
+#: order of tests/fleet/conftest.py.
+LABS = {"fleet": ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"), "metal": (), "bench": ()}
 
 
 def pytest(name: str, python: pathlib.Path, *arguments: str, log: t.IO[bytes] | None = None) -> subprocess.Popen[bytes]:

@@ -10,7 +10,7 @@ import pytest
 
 from ansible_collections.phyllome.virt.tests.fleet import runner
 from ansible_collections.phyllome.virt.tests.fleet.conftest import IMAGE, SITE, Site
-from ansible_collections.phyllome.virt.tests.fleet.moves import IMAGES, Drive, drives, move, order
+from ansible_collections.phyllome.virt.tests.fleet.moves import IMAGES, Drive, drives, move, order, other
 from ansible_collections.phyllome.virt.tests.lab.errors import LabError
 
 FOREIGN = """
@@ -160,6 +160,22 @@ def test_a_name_that_belongs_to_a_foreign_guest(site: Site, other: str) -> None:
     site.remove("good")
 
 
+def twice(site: Site, driver: Drive, source: str) -> dict[str, t.Any]:
+    """Have a live move die when the guest has arrived, and start it behind its back on both hosts; the order of the move."""
+    asked = order(site, "twin", source)
+    assert driver(source, "resume", asked) is None
+    site.virsh(other(source), "resume", "twin")
+    unfenced(site, source)
+    return asked
+
+
+def unfenced(site: Site, host: str) -> None:
+    """Start the guest there as if there were no fence."""
+    site.fleet.host(host).run(["chmod", "644", FENCE])
+    site.virsh(host, "start", "twin")
+    site.fleet.host(host).run(["chmod", "755", FENCE])
+
+
 def test_a_guest_that_is_on_two_hosts(site: Site, driver: Drive) -> None:
     """Made by hand; and by a move that died and hosts whose fence was taken away, until an operator says which one it is."""
     guest = site.guest("twin", "alpha", state="stopped")
@@ -180,9 +196,7 @@ def test_a_guest_that_is_on_two_hosts(site: Site, driver: Drive) -> None:
     disk = site.disk("alpha", "twin")
     for host, byte in zip(site.fleet.hosts, (170, 187), strict=True):
         host.run(["qemu-io", "-f", "qcow2", "-c", f"write -P {byte} 40M 64K", disk])
-        host.run(["chmod", "644", FENCE])
-        site.virsh(host.name, "start", "twin")
-        host.run(["chmod", "755", FENCE])
+        unfenced(site, host.name)
     said = move(site, "twin", "alpha")
     assert said["failed"] and said["classification"] == 5 and site.running("twin") == ["alpha", "beta"]
     assert "alpha: running; beta: running" in said["msg"] and "say truth: source or truth: destination" in said["msg"]
@@ -201,6 +215,27 @@ def test_a_guest_that_is_on_two_hosts(site: Site, driver: Drive) -> None:
     assert cleaned and cleaned["result"]["changed"]
     for host in site.fleet.hosts:
         assert "twin-root.qcow2.phyllome" not in host.run(["ls", IMAGES]).stdout
+
+    # live, and the destination's copy is removed by hand before it is said that the source's is right
+    back = twice(site, driver, "beta")
+    with pytest.raises(AssertionError, match="Where it ran it is suspended now"):
+        driver("beta", 10**6, {**back, "on_split_brain": "suspend_both"})
+    assert site.running("twin") == []
+    site.virsh("alpha", "destroy", "twin")
+    site.virsh("alpha", "undefine", "twin")
+    site.fleet.host("alpha").run(["rm", disk])
+    with pytest.raises(AssertionError, match="the destination has none any more.* say truth: source"):
+        driver("beta", 10**6, back)
+    told = driver("beta", 10**6, {**back, "truth": "source"})
+    assert told and told["result"]["classification"] == 2 and told["result"]["changed"], told
+    assert site.running("twin") == ["alpha"] == site.where("twin")
+
+    # and where the destination's is right
+    forth = twice(site, driver, "alpha")
+    boots = site.counted("beta", "twin").boots
+    told = driver("alpha", 10**6, {**forth, "truth": "destination"})
+    assert told and told["result"]["classification"] == 2 and len(told["result"]["leftovers"]) == 1, told
+    assert site.running("twin") == ["beta"] == site.where("twin") and site.counted("beta", "twin").boots == boots
     site.remove("twin")
 
 

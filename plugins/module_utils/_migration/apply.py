@@ -33,6 +33,10 @@ from .read_way import address
 from .transfer import POLL, Handover, Job, Monitor, ms, settle, too_slow
 from .tunnel import sockets, through
 
+_HELD = (
+    "libvirt 9.0 goes on holding the job of a post-copy migration whose QEMU died: restart it there (systemctl restart libvirtd, or "
+    "virtqemud), which leaves guests running, and run again. The guest is at the destination already."
+)
 TPM_STATES = ("tpm2-00.permall", "tpm-00.permall")
 """What swtpm keeps of a TPM 2.0 and of a TPM 1.2; the rest of its folder are locks."""
 
@@ -489,7 +493,7 @@ class Mover:
                 if os.path.exists(path):
                     files.delete(name)
                     os.rename(path, name)
-            with virt.saying(f"Cannot undefine {view.name} on {here.name}"):
+            with virt.saying(f"Cannot undefine {view.name} on {here.name}", _HELD if record.ran else virt.REMEDY):
                 domain.undefineFlags(undefine_flags())
         if self.order.purge and not self.told.wrong:
             for name in kept.values():

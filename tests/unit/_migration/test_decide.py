@@ -286,3 +286,20 @@ def test_the_copy_that_is_left_at_the_destination_needs_no_word(plays):
     assert play.run()["classification"] == 2
     (domain,) = play.world.hosts["beta"].domains.values()
     assert domain.running and play.where() == ["beta"]
+
+
+def test_a_libvirt_that_holds_the_job_of_a_dead_qemu_has_to_be_restarted(plays, monkeypatch):
+    play = plays()
+    cut_off(play, "off", "broken")
+    lib = play.world.lib
+
+    def held(flags: int) -> None:
+        raise lib.libvirtError(lib.VIR_ERR_OPERATION_TIMEOUT, "cannot acquire state change lock")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(play.domain, "undefineFlags", held)
+        with pytest.raises(PhyllomeError, match="state change lock.* restart it there .* and run again"):
+            play.run(truth="destination")
+    assert play.world.hosts["beta"].domains[UUID].running
+    assert play.run()["classification"] == 2
+    decided(play, "destination")

@@ -262,8 +262,8 @@ notes:
     While a guest moves for more than two seconds, lines on standard error tell how far it is: at each new phase, each tenth of the
     way, and every ten seconds.
   - >-
-    Not moved yet: guests with directories of the host, disks that several guests share, disks that are not files, or snapshots of M(phyllome.virt.vm_snapshot).
-    Guests with other snapshots, backing chains (unless O(chain=flatten)), encrypted disks or devices of the host (O(hostdevs)) move
+    Not moved yet: guests with directories of the host, disks that several guests share, or disks that are not files.
+    Guests with snapshots, backing chains (unless O(chain=flatten)), encrypted disks or devices of the host (O(hostdevs)) move
     only while they are off.
     Each of these is a blocker that is named.
   - >-
@@ -458,6 +458,11 @@ identity:
       type: dict
     tpm:
       description: The same for the state of the TPM.
+      type: dict
+    snapshots:
+      description: >-
+        What M(phyllome.virt.vm_snapshot) keeps of the guest beside its disks, which goes with a warm or cold move: the folder, and the digest of
+        each file in it. A snapshot with memory can be gone back to where the CPU has what it had.
       type: dict
     autostart:
       description: Whether the guest starts with the destination.

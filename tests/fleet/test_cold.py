@@ -298,9 +298,14 @@ def test_uefi_variables_and_the_tpm_go_with_a_guest_that_is_off(site: Site) -> N
     before = digest(site, "alpha", nvram, tpm)
     assert before[0] != fresh[0]
     owner = alpha.run(["stat", "-c", "%U %a", tpm]).stdout
+    off = {"name": "sealed", "snapshot": "off"}
+    assert site.module("vm_snapshot", "alpha", off)["changed"]
 
     result = move(site, "sealed", "alpha")
     assert not result.get("failed"), result
+    assert digest(site, "beta", nvram, tpm) == before
+    site.fleet.host("beta").run(["sh", "-c", f"echo spoilt >> {nvram}; echo spoilt > {tpm}"])
+    assert site.module("vm_snapshot", "beta", {**off, "state": "reverted"})["changed"]
     assert digest(site, "beta", nvram, tpm) == before
     assert site.fleet.host("beta").run(["stat", "-c", "%U %a", tpm]).stdout == owner
     assert result["identity"]["nvram"]["same"] and result["identity"]["tpm"]["same"]

@@ -9,6 +9,7 @@ import typing as t
 import pytest
 
 from ansible_collections.phyllome.virt.tests.fleet.conftest import IMAGE, Site
+from ansible_collections.phyllome.virt.tests.fleet.moves import move
 
 QUICK = {"timeout": 1, "then": "destroy"}
 IMAGES = "/var/lib/libvirt/images"
@@ -73,8 +74,20 @@ def test_snapshots_of_a_running_guest(site: Site, on: Call) -> None:
     assert finished["guest"]["state"] == "running" and {each["whole"] for each in finished["snapshots"]} == {True}
     assert site.counted("alpha", "snap").boots == 1
 
+    # Its snapshots go with it while it is off, and memory is gone back to where it is then.
+    last = site.counted("alpha", "snap").count
+    site.virsh("alpha", "destroy", "snap")
+    moved = move(site, "snap", "alpha")
+    assert not moved.get("failed"), moved
+    assert {name.split("/")[0] for name in moved["identity"]["snapshots"]["files"]} == {"two", "three"}
+    assert not on("beta", "vm_snapshot", name="snap", snapshot="three")["changed"]
+    assert on("beta", "vm_snapshot", name="snap", snapshot="three", state="reverted")["guest"]["state"] == "running"
+    now = site.counted("beta", "snap")
+    assert now.boots == 1 and now.count < last + 100 and site.running("snap") == ["beta"]
+    assert move(site, "snap", "alpha", state="cleaned")["changed"]
     site.remove("snap")
-    assert alpha.run(["ls", "/var/lib/libvirt/phyllome/snapshots"]).stdout == ""
+    for host in (alpha, site.fleet.host("beta")):
+        assert host.run(["ls", "/var/lib/libvirt/phyllome/snapshots"]).stdout == ""
 
 
 def secrets(site: Site, host: str, name: str) -> str:

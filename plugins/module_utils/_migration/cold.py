@@ -372,6 +372,10 @@ class Cold:
                 kind = "nvram" if name == "nvram" else "tpm"
                 self.told.identity[kind] = {"file": path, "source": digest, "destination": digest, "same": True}
                 continue
+            if path.startswith(f"{files.SNAPSHOTS}/"):
+                kept = self.told.identity.setdefault("snapshots", {"folder": record.pieces["snapshots"], "files": {}})
+                kept["files"][os.path.relpath(path, kept["folder"])] = digest
+                continue
             with files.folder(
                 connection, os.path.dirname(path), self.mover.op
             ) as volumes:  # which has just got its name
@@ -406,6 +410,9 @@ class Cold:
             if domain is not None and mark is not None and mark.op_id == view.op_id and mark.phase == "arriving":
                 for path, staged in mark.files.items():
                     self._remove_copy(connection, path, staged)
+                kept = os.path.join(files.SNAPSHOTS, view.uuid)
+                if any(path.startswith(f"{kept}/") for path in mark.files):
+                    files.remove(connection, kept, self.mover.op)
                 domain.undefineFlags(undefine_flags())
             elif domain is None and view.record is not None:
                 for staged in view.record.staged.values():

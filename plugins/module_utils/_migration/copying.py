@@ -55,8 +55,8 @@ class Item:
 
     @property
     def identity(self) -> bool:
-        """Whether it is no disk."""
-        return not self.name.startswith("disks.")
+        """Whether it is the guest's UEFI variables or TPM."""
+        return self.name in ("nvram", "tpm")
 
 
 def items_of(
@@ -87,6 +87,9 @@ def items_of(
         path = os.path.join(guest.tpm or "", state)
         if os.path.exists(path):
             yield _item("tpm", path, files.staged(path, op, NVRAM))
+    for path in files.below(guest.snapshots) if guest.snapshots else ():
+        name = os.path.relpath(path, guest.snapshots)
+        yield _item(f"snapshots.{name}", path, files.staged(name.replace("/", "-"), op, NVRAM))
 
 
 def _item(name: str, path: str, staged: str, local: str = "") -> Item:

@@ -21,6 +21,8 @@ from .._core import virt, xml
 if t.TYPE_CHECKING:
     from .read_guest import Disk
 
+SNAPSHOTS = "/var/lib/libvirt/phyllome/snapshots"
+"""Where vm_snapshot keeps what is not on a guest's disks, in a folder of the guest's uuid that only root may look into."""
 _LOOK = "phyllome-look-"
 PATIENCE = 5.0
 """Seconds; a look takes milliseconds."""
@@ -134,10 +136,28 @@ def reserve(pool: t.Any, name: str, size: int) -> t.Any:
 
 
 def remove(connection: t.Any, path: str, op: str) -> None:
-    """Delete a file of the destination, if it is there."""
+    """Delete a file of the destination, or a guest's folder of snapshots there, if it is there."""
+    if os.path.dirname(path) == SNAPSHOTS:
+        _empty(connection, path, op)
     with folder(connection, os.path.dirname(path), op) as volumes:
         if os.path.basename(path) in volumes:
             volumes[os.path.basename(path)].delete()
+
+
+def _empty(connection: t.Any, path: str, op: str) -> None:
+    """Delete all that is in a folder of the destination to which nobody but root can have written."""
+    folders = []
+    with folder(connection, path, op) as volumes:
+        for name, volume in volumes.items():
+            if volume.info()[0] == virt.libvirt.VIR_STORAGE_VOL_DIR:
+                folders.append(name)
+            else:
+                volume.delete()
+    for name in folders:  # one after the other: a pool is called after its folder
+        _empty(connection, os.path.join(path, name), op)
+    with folder(connection, path, op) as volumes:
+        for name in folders:
+            volumes[name].delete()
 
 
 def remove_tpm(connection: t.Any, path: str, op: str) -> None:
@@ -185,6 +205,17 @@ def upload(connection: t.Any, volume: t.Any, path: str) -> None:
         volume.upload(stream, 0, os.path.getsize(path))
         stream.sendAll(lambda dummy, size, opaque: file.read(size), None)
         stream.finish()
+
+
+def below(folder: str) -> list[str]:
+    """Paths of the files in the folders of a folder of this host, sorted: all but its own."""
+    return sorted(
+        path
+        for where, dummy, names in os.walk(folder)
+        if where != folder
+        for path in (os.path.join(where, name) for name in names)
+        if os.path.isfile(path) and not os.path.islink(path)
+    )
 
 
 def delete(path: str) -> None:

@@ -15,7 +15,7 @@ import typing as t
 
 from .._core.plan import Change, Plan
 from .judge import ALIVE, Row
-from .read import View
+from .read import NVRAM, View
 from .read_guest import Guest, Offer
 from .read_way import PORTS, Way, shown
 from .spec import Order
@@ -313,6 +313,13 @@ def _storage(block: t.Callable[[str, str, str], None], there: str, guest: Guest,
                 f"pool {pool.name} of {there} has {shown_size(pool.available)} of space left, the disks need {shown_size(needed)}",
                 "Make room there, or choose another destination.",
             )
+    if offer.room is not None and grown(guest.snapshots_size) > offer.room and not resumed:
+        block(
+            "space",
+            f"{there} has {shown_size(offer.room)} of space left in {NVRAM}, where what the guest's snapshots keep "
+            f"arrives, {shown_size(guest.snapshots_size)}",
+            "Make room there, or remove snapshots: vm_snapshot with state: absent.",
+        )
 
 
 def unknown(guest: Guest, offer: Offer, there: str) -> list[str]:
@@ -366,6 +373,8 @@ def pieces(guest: Guest) -> dict[str, str]:
         named["nvram"] = guest.nvram
     if guest.tpm:
         named["tpm"] = os.path.dirname(guest.tpm)
+    if guest.snapshots:
+        named["snapshots"] = guest.snapshots
     return named
 
 

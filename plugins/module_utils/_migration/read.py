@@ -26,7 +26,6 @@ T = t.TypeVar("T")
 
 LOGS = "/var/log/libvirt/qemu"
 SWTPM = "/var/lib/libvirt/swtpm"
-OURS = "/var/lib/libvirt/phyllome"
 NVRAM = "/var/lib/libvirt/qemu/nvram"
 """Where libvirt will put the variables of a guest that has not told yet (qemuFirmwareEnsureNVRAM)."""
 PATIENCE = 30.0

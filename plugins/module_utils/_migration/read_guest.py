@@ -23,7 +23,7 @@ from .._guest import migratable, storage
 from .._guest.domain import marker
 from .._guest.media import RESERVED
 from . import devices, files
-from .read import NVRAM, OURS, SWTPM, Pair, Side
+from .read import NVRAM, SWTPM, Pair, Side
 from .read_way import Way, way
 
 
@@ -85,6 +85,8 @@ class Guest:
         shared: disks that both hosts have, which are not copied; ``disks`` are the others.
         seeds: CD images that phyllome_vm has made for it. They do not come along, and may hold secrets.
         former: files of disks that phyllome_vm has made for it and has taken out of it.
+        snapshots: the folder of what vm_snapshot keeps of it, which goes with it while it is off.
+        snapshots_size: bytes that it takes.
     """
 
     name: str
@@ -114,6 +116,8 @@ class Guest:
     shared: tuple[Disk, ...] = ()
     seeds: tuple[str, ...] = ()
     former: tuple[str, ...] = ()
+    snapshots: str | None = None
+    snapshots_size: int = 0
 
     def apart(self, shares: Shares) -> Guest:
         """The same, with the disks that both hosts have apart from the others; a seed beside one is on both hosts, too."""
@@ -178,7 +182,12 @@ def _guest(connection: t.Any, domain: t.Any, sizes: bool, shares: Shares, cold: 
         disks = [known.get(disk.target, disk) for disk in disks]
         if flat:
             odd += (*_lost(root, domain, flat), *(_room([disk for disk in disks if disk.flat]) if cold else ()))
-    odd += _kept(parsed.uuid) or (_odd_snapshots(domain) if cold else ())
+    kept = os.path.join(files.SNAPSHOTS, parsed.uuid)
+    kept_files = files.below(kept)
+    if cold:
+        odd += _odd_snapshots(domain, kept)
+    elif kept_files:
+        odd += (("snapshots", "it has snapshots of vm_snapshot, which keep more than is in its disks", _COLD),)
     if cold:
         for path in ("devices/hostdev", "devices/interface[@type='hostdev']"):
             xml.drop(root, path)  # it gets others at the destination: plan.blockers looks at them
@@ -191,6 +200,8 @@ def _guest(connection: t.Any, domain: t.Any, sizes: bool, shares: Shares, cold: 
         ),
         block_jobs=tuple(disk.target for disk in disks if active and domain.blockJobInfo(disk.target)),
         managed_save=bool(domain.hasManagedSaveImage()),
+        snapshots=kept if cold and os.path.isdir(kept) else None,
+        snapshots_size=sum(os.stat(path).st_blocks * 512 for path in kept_files) if cold else 0,
     )
     return made_of.apart(shares)
 
@@ -295,22 +306,16 @@ def _needed_by_others(connection: t.Any, uuid: str) -> set[str]:
     return needed
 
 
-def _kept(uuid: str) -> tuple[tuple[str, str, str], ...]:
-    """Snapshots of vm_snapshot: their memory, UEFI variables and TPM state lie in a folder of this host."""
-    folder = os.path.join(OURS, "snapshots", uuid)
-    if os.path.isdir(folder) and os.listdir(folder):
-        fix = "Remove them for the move: vm_snapshot with state: absent."
-        return (("snapshots", "it has snapshots of vm_snapshot, which keep more than is in its disks", fix),)
-    return ()
+_COLD = "Move it while it is off (mode: cold), or remove them for the move: vm_snapshot with state: absent."
 
 
-def _odd_snapshots(domain: t.Any) -> tuple[tuple[str, str, str], ...]:
-    """Snapshots that have something outside of the disks' files, which is not carried over."""
+def _odd_snapshots(domain: t.Any, kept: str) -> tuple[tuple[str, str, str], ...]:
+    """Snapshots that have something outside of the disks' files and of what vm_snapshot keeps: it is not carried over."""
     odd = []
     for snapshot in domain.listAllSnapshots():
         root = xml.parse(snapshot.getXMLDesc())
-        kinds = {element.get("snapshot") for element in (*root.findall("disks/disk"), *root.findall("memory"))}
-        if "external" in kinds:
+        parts = (*root.findall("disks/disk"), *root.findall("memory"))
+        if any(one.get("snapshot") == "external" and not one.get("file", "").startswith(f"{kept}/") for one in parts):
             fix = f"Merge or delete it: virsh snapshot-delete {domain.name()} {snapshot.getName()}."
             odd.append(("snapshots", f"its snapshot {snapshot.getName()} is not inside of its disks", fix))
     return tuple(odd)
@@ -431,6 +436,7 @@ class Offer:
         fence: whether the source has the hook that keeps a guest in a move from being started.
         faults: whether QEMU there may handle page faults of its guests, which post-copy takes.
         not_shared: why a disk that both hosts are said to have is not the same one, by target.
+        room: bytes that are free where files wait that are no disks; looked up when there are large ones.
     """
 
     same_host: bool
@@ -450,6 +456,7 @@ class Offer:
     fence: bool = True
     faults: bool | None = True
     not_shared: t.Mapping[str, str] = dataclasses.field(default_factory=dict)
+    room: int | None = None
 
 
 def offer(pair: Pair, made_of: Guest) -> Offer:
@@ -530,7 +537,15 @@ def _offer(connection: t.Any, own: tuple[str, str], made_of: Guest, between: Way
         way=between,
         devices=devices.offered(connection, made_of.devices, wanted),
         fence=os.path.exists(_FENCE),
+        room=_room_for_snapshots(connection, made_of),
     )
+
+
+def _room_for_snapshots(connection: t.Any, made_of: Guest) -> int | None:
+    if not made_of.snapshots_size:
+        return None
+    with files.pool_at(connection, NVRAM, made_of.uuid) as pool:
+        return None if pool is None else int(pool.info()[3])
 
 
 def _pages(connection: t.Any, root: xml.Element, made_of: Guest) -> dict[int, int]:

@@ -296,6 +296,9 @@ class Undo:
         if guest.tpm:
             with files.folder(connection, guest.tpm, mark.op_id) as names:
                 own += [os.path.join(guest.tpm, name) for name in TPM_STATES if name in names]
+        kept = os.path.join(files.SNAPSHOTS, guest.uuid)
+        with files.folder(connection, kept, mark.op_id) as names:
+            own += [kept] if names else []
         for path in guest.seeds:
             with files.folder(connection, os.path.dirname(path), mark.op_id) as names:
                 own += [path] if os.path.basename(path) in names else []

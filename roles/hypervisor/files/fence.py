@@ -34,6 +34,7 @@ from lxml import etree
 NAMESPACE = "https://phyllome.org/xmlns/virt/migration/1"
 ETC = "/etc/libvirt"
 TPM = "/var/lib/libvirt/swtpm"
+SNAPSHOTS = "/var/lib/libvirt/phyllome/snapshots"
 
 
 def marked(text: bytes) -> tuple[str | None, dict[str, str]]:
@@ -79,9 +80,19 @@ def place(files: dict[str, str], op_id: str, former_id: str) -> None:
             continue
         if os.path.lexists(path):
             raise ValueError(f"{path} is there already")
-        if path.startswith(f"{TPM}/"):
+        kept = re.match(f"({re.escape(SNAPSHOTS)}/[^/]+/[^/]+)/(tpm/)?", path)
+        if kept:
+            private(kept[1])
+        if path.startswith(f"{TPM}/") or (kept and kept[2]):
             own(staged, path)
         os.rename(staged, path)
+
+
+def private(folder: str) -> None:
+    """Make a folder that only root may look into, and those above it that are missing."""
+    if not os.path.isdir(folder):
+        private(os.path.dirname(folder))
+        os.mkdir(folder, 0o700)
 
 
 def own(staged: str, path: str) -> None:

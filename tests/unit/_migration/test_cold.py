@@ -15,6 +15,7 @@ import pytest
 from ansible_collections.phyllome.virt.plugins.module_utils._core import virt, xml
 from ansible_collections.phyllome.virt.plugins.module_utils._core.errors import PhyllomeError
 from ansible_collections.phyllome.virt.plugins.module_utils._migration import (
+    copying,
     files,
     journal,
     move,
@@ -43,6 +44,9 @@ class Play:
         monkeypatch.setattr(journal, "LOCKS", str(folder / "run"))
         monkeypatch.setattr(stream, "SEGMENT", 256 * KIB)
         monkeypatch.setattr(stream, "CHUNK", 128 * KIB)
+        monkeypatch.setattr(files, "SNAPSHOTS", str(world.snapshots))
+        for module in (copying, read_guest):
+            monkeypatch.setattr(module, "NVRAM", str(world.nvram))
         monkeypatch.setattr(files, "boot", lambda connection, op: connection.boot)
         monkeypatch.setattr(os, "fsync", lambda descriptor: None)
         self.journal = folder / "journal"
@@ -468,22 +472,82 @@ def test_a_move_that_is_made_again_after_it_was_taken_back_counts_anew(play):
         assert play.run(state="rolled_back")["phase"] == "rolled_back"
 
 
-@pytest.mark.parametrize("runs", [False, True])
-def test_snapshots_of_vm_snapshot_keep_a_guest_here_until_they_are_removed(play, tmp_path, monkeypatch, runs):
-    folder = tmp_path / "ours/snapshots" / UUID
-    folder.mkdir(parents=True)
-    monkeypatch.setattr(read_guest, "OURS", str(tmp_path / "ours"))
-    play.domain.running, play.domain.snapshots = runs, []
-    (folder / "before").mkdir()
+KEPT = {
+    "one/manifest.json": "{}",
+    "one/memory": "memory" * 99999,
+    "one/nvram.fd": "variables",
+    "tpm/domain.xml": "<domain/>",
+}
+"""What vm_snapshot keeps of two snapshots, one of which is called tpm."""
+
+
+@pytest.fixture
+def kept(play):
+    folder = play.world.snapshots / UUID
+    for name, text in KEPT.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    (folder / "reverted.json").write_text("what the files of this host looked like")
+    return folder
+
+
+def there(folder):
+    """What is kept there of snapshots."""
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*/*") if path.is_file()}
+
+
+def test_snapshots_of_vm_snapshot_keep_a_guest_that_runs_here_until_they_are_removed(play, kept):
+    play.domain.running, play.domain.snapshots = True, []
     for check in (True, False):  # also where libvirt has forgotten them
-        with pytest.raises(
-            PhyllomeError, match="it has snapshots of vm_snapshot.* vm_snapshot with state: absent"
-        ) as error:
-            play.run(check=check)
+        with pytest.raises(PhyllomeError, match="it has snapshots of vm_snapshot.*mode: cold.*state: absent") as error:
+            play.run(check=check, mode="live")
         assert [one["code"] for one in error.value.facts["blockers"]] == ["snapshots"]
     assert play.where() == ["alpha"] == play.startable() and play.at("beta") == []
-    (folder / "before").rmdir()
-    assert play.run(mode="cold")["classification"] == 2
+
+
+def test_snapshots_of_vm_snapshot_go_with_a_guest_that_is_off_and_come_back(play, kept):
+    beta = play.world.hosts["beta"]
+    assert {"snapshots", "alpha.snapshots"} <= {change["path"] for change in play.look()["plan"]}
+    result = play.run()
+    assert result["classification"] == 2 and sorted(result["identity"]["snapshots"]["files"]) == sorted(KEPT)
+    assert there(beta.path(str(kept))) == KEPT and not kept.exists()
+    assert {path.stat().st_mode & 0o777 for path in beta.path(str(kept)).rglob("*") if path.is_dir()} == {0o700}
+    play.run(state="rolled_back")
+    assert there(kept) == KEPT and not beta.path(str(kept)).exists()
+    play.run(state="cleaned")
+    assert list(beta.path(str(play.world.snapshots)).iterdir()) == []
+
+
+def test_snapshots_of_vm_snapshot_survive_a_move_that_is_cut_off_anywhere(play, kept, tmp_path):
+    beta, last = play.world.hosts["beta"], 0
+    while play.run(last) is None:
+        here = kept if kept.exists() else next(kept.parent.glob(f"{UUID}.*"))
+        assert there(here) == KEPT
+        last += 1
+    assert there(beta.path(str(kept))) == KEPT and not kept.exists()
+    assert os.listdir(beta.path(str(play.world.nvram))) == []
+
+
+def test_a_move_that_is_taken_back_leaves_no_snapshots_at_the_destination(play, kept):
+    beta, last = play.world.hosts["beta"], 0
+    while play.run(last) is None:
+        try:
+            play.run(state="rolled_back")
+        except PhyllomeError as error:
+            assert "Finish it with state: migrated" in error.remedy
+            play.run()
+            play.run(state="rolled_back")
+        play.run(state="cleaned")
+        assert there(kept) == KEPT
+        assert not beta.path(str(kept)).exists() and os.listdir(beta.path(str(play.world.nvram))) == []
+        last += 1
+
+
+def test_what_snapshots_keep_needs_space_at_the_destination(play, kept, monkeypatch):
+    monkeypatch.setattr(plan, "grown", lambda size: size + 2 * 1024**4 * (size < 1024**2))
+    with pytest.raises(PhyllomeError, match="of space left in .*/nvram, where what the guest's snapshots keep arrives"):
+        play.run()
+    assert play.where() == ["alpha"] and play.at("beta") == []
 
 
 def test_a_snapshot_outside_of_the_disks_is_named_with_what_to_do(play, monkeypatch):

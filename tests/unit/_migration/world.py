@@ -70,6 +70,8 @@ class World:
         """The same on both hosts, unless it is mounted at alpha alone."""
         self.shared.mkdir()
         self.mounted = {"alpha", "beta"}
+        self.nvram, self.snapshots = folder / "nvram", folder / "snapshots"
+        (self.beta / str(self.nvram)[1:]).mkdir()
         self.hosts = {name: Host(self, name) for name in ("alpha", "beta")}
         self.last: int | None = None
         self.steps = 0
@@ -160,9 +162,13 @@ class Host:
         return Stream()
 
     def storagePoolLookupByTargetPath(self, path: str) -> Pool:
-        if path not in (str(self.world.images), str(self.world.shared)):
-            raise Error(self.world.lib.VIR_ERR_NO_STORAGE_POOL)
-        return Pool(self, path)
+        known = path in (str(self.world.images), str(self.world.shared), str(self.world.nvram))
+        if known or (path.startswith(str(self.world.snapshots)) and self.path(path).is_dir()):
+            return Pool(self, path)
+        raise Error(self.world.lib.VIR_ERR_NO_STORAGE_POOL)
+
+    def storagePoolCreateXML(self, text: str) -> Pool:
+        raise Error(self.world.lib.VIR_ERR_SYSTEM_ERROR, "there is no such folder")
 
     def storageVolLookupByPath(self, path: str) -> Volume:
         return Pool(self, os.path.dirname(path)).storageVolLookupByName(os.path.basename(path))
@@ -254,7 +260,7 @@ class Domain:
             real = self.host.path
             place({str(real(path)): str(real(staged)) for path, staged in files.items()}, *ops)
 
-        fence.place = placed
+        fence.place, fence.SNAPSHOTS = placed, str(self.host.path(str(self.host.world.snapshots)))
         try:
             return t.cast("str | None", fence.refusal(self.name(), self.XMLDesc().encode()))
         except ValueError as exc:
@@ -367,11 +373,18 @@ class Volume:
 
     def delete(self) -> None:
         self.host.world.step()
-        self.path.unlink()
+        if self.path.is_dir():
+            self.path.rmdir()
+        else:
+            self.path.unlink()
 
     def info(self) -> list[int]:
         status = self.path.stat()
-        return [0, status.st_size, status.st_blocks * 512]
+        return [
+            self.host.world.lib.VIR_STORAGE_VOL_DIR if self.path.is_dir() else 0,
+            status.st_size,
+            status.st_blocks * 512,
+        ]
 
     def XMLDesc(self) -> str:
         changed = self.path.stat().st_mtime_ns + int(self.host.ahead * 10**9)

@@ -32,6 +32,7 @@ def fence(tmp_path, monkeypatch):
     (tmp_path / "etc" / "qemu").mkdir(parents=True)
     monkeypatch.setattr(module, "ETC", str(tmp_path / "etc"))
     monkeypatch.setattr(module, "TPM", str(tmp_path / "swtpm"))
+    monkeypatch.setattr(module, "SNAPSHOTS", str(tmp_path / "ours/snapshots"))
     return module
 
 
@@ -135,6 +136,21 @@ def test_the_state_of_a_tpm_belongs_to_who_runs_it(fence, tmp_path):
     assert path.read_text() == "state"
     assert path.stat().st_mode & 0o777 == 0o600 and path.parent.stat().st_mode & 0o777 == 0o700
     assert path.stat().st_uid == me.pw_uid
+
+
+def test_what_snapshots_keep_is_for_root_and_a_tpm_in_it_for_who_runs_it(fence, tmp_path):
+    me = pwd.getpwuid(os.getuid())
+    (tmp_path / "etc/qemu.conf").write_text(f'swtpm_user = "{me.pw_name}"\n')
+    folder, files = tmp_path / "ours/snapshots" / UUID, {}
+    for name in ("one/memory", "tpm/manifest.json", "tpm/tpm/tpm2/state"):
+        staged = tmp_path / f".phy-{OP}-{name.replace('/', '-')}.partial"
+        staged.write_text(name)
+        files[str(folder / name)] = str(staged)
+    assert fence.refusal("web", arriving(files))
+    assert all(pathlib.Path(path).is_file() for path in files)
+    modes = {str(path.relative_to(folder)): path.stat().st_mode & 0o777 for path in folder.rglob("*") if path.is_dir()}
+    assert modes == {"one": 0o700, "tpm": 0o700, "tpm/tpm": 0o711, "tpm/tpm/tpm2": 0o700}  # swtpm goes through the third
+    assert folder.stat().st_mode & 0o777 == folder.parent.stat().st_mode & 0o777 == 0o700
 
 
 @pytest.mark.parametrize(

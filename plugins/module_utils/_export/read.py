@@ -159,7 +159,7 @@ def _mark(what: Identity, config: Element, told: t.Mapping[str, t.Any] | None) -
     if told is not None:
         return {**mark, "snapshot": told["name"], "created": told["created"]}
     files = [drive.path for drive in what.drives if drive.path]
-    files += [below for path in files for below in storage.chain(path)]
+    files += [below for drive in what.drives if drive.path for below in storage.chain(drive.path, drive.format)]
     files += [what.nvram] if what.nvram else []
     files += [os.path.join(what.tpm, name) for name in identity.files(what.tpm)] if what.tpm else []
     mark["files"] = {}

@@ -473,7 +473,7 @@ def _copy(part: Part, method: str, form: str) -> None:
             share = "--reflink=never" if method == "full" else "--reflink=auto"
             argv = ["cp", share, "--sparse=always", "--no-preserve=all", "--", part.source, partial]
         elif method == "auto" and not (
-            part.format == "qcow2" and (storage.chain(part.source) or identity.snapshots(part.source))
+            part.format == "qcow2" and (storage.chain(part.source, part.format) or identity.snapshots(part.source))
         ):
             # The kernel shares the blocks where the file system can, else it copies them, and holes stay holes.
             argv = ["cp", "--reflink=auto", "--sparse=always", "--no-preserve=all", "--", part.source, partial]

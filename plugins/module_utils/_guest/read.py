@@ -154,7 +154,7 @@ def guest(found: t.Any, secrets: bool = True) -> Guest:
 def _chained(root: Element) -> t.Iterator[str]:
     for disk in DISKS.elements(root):
         path = DISKS.row("path").read(disk)
-        if path and storage.based(path):
+        if path and DISKS.row("format").read(disk) == "qcow2" and storage.based(path):
             yield TARGET.read(disk)
 
 

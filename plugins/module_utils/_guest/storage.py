@@ -124,11 +124,17 @@ def _verify(path: str, stream: t.BinaryIO, checksum: str) -> None:
         )
 
 
-def chain(path: str) -> tuple[str, ...]:
-    """The files below an overlay, nearest first; empty when it is none or cannot be read."""
+def chain(path: str, form: str | None) -> tuple[str, ...]:
+    """The files below an overlay, nearest first; empty when it is none or cannot be read.
+
+    Args:
+        path: of the file.
+        form: as which a guest has it. What is in a raw one is the guest's, who may have written there that it is an overlay.
+    """
     with contextlib.suppress(PhyllomeError):
-        told = json.loads(run(["qemu-img", "info", "-U", "--backing-chain", "--output=json", path]))
-        return tuple(layer["filename"] for layer in told[1:])
+        if form == "qcow2":
+            told = json.loads(run(["qemu-img", "info", "-U", "--backing-chain", "-f", form, "--output=json", path]))
+            return tuple(layer["filename"] for layer in told[1:])
     return ()
 
 

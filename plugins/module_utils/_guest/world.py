@@ -347,22 +347,30 @@ class Look:
             if other.UUIDString() == there.uuid:
                 continue
             sources = {source for root in _roots(other) for source in self._sources(root)}
-            below = {os.path.realpath(file) for source in sources for file in (source, *storage.chain(source))}
+            below = {os.path.realpath(file) for path, form in sources for file in (path, *storage.chain(path, form))}
             for path in below & set(real):
                 users[real[path]] += (other.name(),)
         return users
 
-    def _sources(self, root: Element) -> t.Iterator[str]:
-        """Files that a definition names, directly or as volumes of pools."""
+    def _sources(self, root: Element) -> t.Iterator[tuple[str, str | None]]:
+        """Files that a definition names, directly or as volumes of pools, with the format that it gives them."""
         for found in root.iter("source", "memory", "nvram"):
+            form = _form(found)
             if found.get("file"):
-                yield found.get("file", "")
+                yield found.get("file", ""), form
             pool, volume = found.get("pool"), found.get("volume")
             if pool and volume:
                 known = virt.found(lambda: self.connection.storagePoolLookupByName(pool))  # noqa: B023
                 known = known and virt.found(lambda: known.storageVolLookupByName(volume))  # noqa: B023
                 if known is not None:
-                    yield known.path()
+                    yield known.path(), form
+
+
+def _form(source: Element) -> str | None:
+    """The format of a disk, or of what is below it."""
+    above = source.getparent()
+    named = None if above is None else xml.first(above, "driver" if above.tag == "disk" else "format")
+    return None if named is None else named.get("type")
 
 
 def _roots(found: t.Any) -> t.Iterator[Element]:
@@ -463,5 +471,5 @@ def _chains(disks: t.Iterable[Device], there: Guest | None) -> t.Iterator[tuple[
     for disk in disks:
         found = None if there is None else domain.device(DISKS, there.config, disk.id)
         path = None if found is None else DISKS.row("path").read(found)
-        if path and disk.values.get("path", path) != path:
-            yield path, (path, *storage.chain(path))
+        if found is not None and path and disk.values.get("path", path) != path:
+            yield path, (path, *storage.chain(path, DISKS.row("format").read(found)))

@@ -168,7 +168,7 @@ def _guest(connection: t.Any, domain: t.Any, sizes: bool, shares: Shares, cold: 
         virtual = int(domain.blockInfo(disk.target)[0])
         allocated = os.stat(disk.path).st_blocks * 512 if os.path.exists(disk.path) else 0
         disks.append(dataclasses.replace(disk, virtual=virtual, allocated=allocated))
-    chained = {disk.target for disk in disks if storage.based(disk.path)}
+    chained = {disk.target for disk in disks if disk.format == "qcow2" and storage.based(disk.path)}
     both = {disk.target for disk in disks if shares(disk)}
     odd: tuple[tuple[str, str, str], ...] = ()
     for element in root.findall("devices/disk") if both else ():
@@ -223,7 +223,9 @@ def _layers(path: str) -> list[dict[str, t.Any]]:
     Raises:
         PhyllomeError: one of them cannot be read.
     """
-    told: list[dict[str, t.Any]] = json.loads(run(["qemu-img", "info", "-U", "--backing-chain", "--output=json", path]))
+    told: list[dict[str, t.Any]] = json.loads(
+        run(["qemu-img", "info", "-U", "--backing-chain", "-f", "qcow2", "--output=json", path])
+    )
     return told
 
 
@@ -302,7 +304,7 @@ def _needed_by_others(connection: t.Any, uuid: str) -> set[str]:
             continue
         for disk in parse_guest(xml.parse(text)).disks:
             needed.add(disk.path)
-            needed.update(storage.chain(disk.path) if storage.based(disk.path) else ())
+            needed.update(storage.chain(disk.path, disk.format) if storage.based(disk.path) else ())
     return needed
 
 

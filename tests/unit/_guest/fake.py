@@ -346,7 +346,7 @@ class Hypervisor:
         monkeypatch.setattr(storage, "remove", self._remove)
         monkeypatch.setattr(storage, "inspect", lambda path, checksum=None: self._image(path))
         monkeypatch.setattr(luks, "opens", lambda path, form, key: self.passphrases[path] == key)
-        monkeypatch.setattr(storage, "chain", lambda path: ())
+        monkeypatch.setattr(storage, "chain", lambda *dummy: ())
 
     def step(self, name: str) -> _Step:
         return _Step(self, name)

@@ -72,7 +72,7 @@ def test_a_file_that_a_snapshot_of_another_guest_needs_stays(host):
 def test_a_file_below_the_overlay_of_another_guest_stays(host, monkeypatch):
     from ansible_collections.phyllome.virt.plugins.module_utils._guest import storage
 
-    monkeypatch.setattr(storage, "chain", lambda path: (f"{host.folder}/web-root.qcow2",))
+    monkeypatch.setattr(storage, "chain", lambda *dummy: (f"{host.folder}/web-root.qcow2",))
     other(host, "<source file='/elsewhere/overlay.qcow2'/>")
     with pytest.raises(PhyllomeError, match="disks.root: .*web-root.qcow2 is used by other"):
         host.converge(**GONE)

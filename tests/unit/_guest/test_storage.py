@@ -236,9 +236,10 @@ def test_what_cannot_be_read_is_told(tmp_path):
 
 
 def test_a_chain_is_told_from_the_overlay_down(img):
-    assert storage.chain("/overlay") == ("/base",)
+    assert storage.chain("/overlay", "qcow2") == ("/base",)
+    assert storage.chain("/overlay", "raw") == storage.chain("/overlay", None) == ()  # whatever its guest wrote there
     img.broken = True
-    assert storage.chain("/overlay") == ()
+    assert storage.chain("/overlay", "qcow2") == ()
 
 
 def test_a_copy_needs_what_its_source_has(img):

@@ -550,6 +550,13 @@ def test_what_snapshots_keep_needs_space_at_the_destination(play, kept, monkeypa
     assert play.where() == ["alpha"] and play.at("beta") == []
 
 
+def test_a_raw_disk_is_no_overlay_whatever_its_guest_writes_there(play):
+    play.domain.running, play.domain.snapshots = True, []
+    with play.disk.open("r+b") as file:
+        file.write(b"QFI\xfb" + bytes(3) + b"\3" + bytes(7) + b"\x68")
+    assert play.look(mode="live")["changed"]
+
+
 def test_a_snapshot_outside_of_the_disks_is_named_with_what_to_do(play, monkeypatch):
     text = "<domainsnapshot><name>first</name><memory snapshot='external' file='/images/memory'/></domainsnapshot>"
     monkeypatch.setattr(Snapshot, "getXMLDesc", lambda self, flags=0: text)

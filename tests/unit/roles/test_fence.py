@@ -149,7 +149,12 @@ def test_what_snapshots_keep_is_for_root_and_a_tpm_in_it_for_who_runs_it(fence, 
     assert fence.refusal("web", arriving(files))
     assert all(pathlib.Path(path).is_file() for path in files)
     modes = {str(path.relative_to(folder)): path.stat().st_mode & 0o777 for path in folder.rglob("*") if path.is_dir()}
-    assert modes == {"one": 0o700, "tpm": 0o700, "tpm/tpm": 0o711, "tpm/tpm/tpm2": 0o700}  # swtpm goes through the third
+    assert modes == {
+        "one": 0o700,
+        "tpm": 0o700,
+        "tpm/tpm": 0o711,
+        "tpm/tpm/tpm2": 0o700,
+    }  # swtpm goes through the third
     assert folder.stat().st_mode & 0o777 == folder.parent.stat().st_mode & 0o777 == 0o700
 
 

@@ -26,7 +26,8 @@ from .journal import Busy, Journal
 from .plan import Blocker, blockers, modes, plan, unknown
 from .progress import Progress, closed, opened
 from .read import Pair, Side
-from .read_guest import Disk, Guest, guest, offer
+from .read_guest import Disk, Guest, guest
+from .read_offer import offer
 from .read_shared import not_shared
 from .spec import accept
 

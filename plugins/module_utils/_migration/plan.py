@@ -16,7 +16,8 @@ import typing as t
 from .._core.plan import Change, Plan
 from .judge import ALIVE, Row
 from .read import NVRAM, View
-from .read_guest import Guest, Offer
+from .read_guest import Guest
+from .read_offer import Offer
 from .read_way import PORTS, Way, shown
 from .spec import Order
 

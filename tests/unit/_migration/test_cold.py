@@ -22,7 +22,7 @@ from ansible_collections.phyllome.virt.plugins.module_utils._migration import (
     plan,
     policy,
     read,
-    read_guest,
+    read_offer,
     stream,
 )
 from ansible_collections.phyllome.virt.plugins.module_utils._migration.read_way import Way
@@ -40,12 +40,12 @@ class Play:
         monkeypatch.setattr(virt, "libvirt", world.lib)
         monkeypatch.setattr(virt, "session", world.session)
         monkeypatch.setattr(read, "_knock", lambda uri: None)
-        monkeypatch.setattr(read_guest, "way", lambda pair: Way((7002000, 7002000), (9000000, 9000000), "", ""))
+        monkeypatch.setattr(read_offer, "way", lambda pair: Way((7002000, 7002000), (9000000, 9000000), "", ""))
         monkeypatch.setattr(journal, "LOCKS", str(folder / "run"))
         monkeypatch.setattr(stream, "SEGMENT", 256 * KIB)
         monkeypatch.setattr(stream, "CHUNK", 128 * KIB)
         monkeypatch.setattr(files, "SNAPSHOTS", str(world.snapshots))
-        for module in (copying, read_guest):
+        for module in (copying, read_offer):
             monkeypatch.setattr(module, "NVRAM", str(world.nvram))
         monkeypatch.setattr(files, "boot", lambda connection, op: connection.boot)
         monkeypatch.setattr(os, "fsync", lambda descriptor: None)

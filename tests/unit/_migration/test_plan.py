@@ -15,13 +15,8 @@ from ansible_collections.phyllome.virt.plugins.module_utils._migration.devices i
 from ansible_collections.phyllome.virt.plugins.module_utils._migration.journal import Mark, Record
 from ansible_collections.phyllome.virt.plugins.module_utils._migration.policy import Policy
 from ansible_collections.phyllome.virt.plugins.module_utils._migration.read import Sight, View
-from ansible_collections.phyllome.virt.plugins.module_utils._migration.read_guest import (
-    Backing,
-    Disk,
-    Guest,
-    Offer,
-    Pool,
-)
+from ansible_collections.phyllome.virt.plugins.module_utils._migration.read_guest import Backing, Disk, Guest
+from ansible_collections.phyllome.virt.plugins.module_utils._migration.read_offer import Offer, Pool
 from ansible_collections.phyllome.virt.plugins.module_utils._migration.read_way import Way
 from ansible_collections.phyllome.virt.plugins.module_utils._migration.spec import Order
 

@@ -12,7 +12,7 @@ import types
 import pytest
 
 from ansible_collections.phyllome.virt.plugins.module_utils._core import xml
-from ansible_collections.phyllome.virt.plugins.module_utils._migration import files, read, read_guest
+from ansible_collections.phyllome.virt.plugins.module_utils._migration import files, read, read_guest, read_offer
 from ansible_collections.phyllome.virt.plugins.module_utils._migration.journal import (
     Journal,
     Mark,
@@ -235,11 +235,11 @@ def test_whether_qemu_may_handle_page_faults(monkeypatch, qemu, libvirt, setting
         assert (path, op) == ("/proc/sys/vm", UUID)
         yield settings
 
-    monkeypatch.setattr(read_guest.files, "folder", folder)
-    monkeypatch.setattr(read_guest.files, "read", lambda dummy, volume: volume)
-    monkeypatch.setattr(read_guest.virt, "libvirt", Lib())
+    monkeypatch.setattr(read_offer.files, "folder", folder)
+    monkeypatch.setattr(read_offer.files, "read", lambda dummy, volume: volume)
+    monkeypatch.setattr(read_offer.virt, "libvirt", Lib())
     between = Way((7002000, qemu), (9000000, libvirt), "", "")
-    assert read_guest._faults(None, UUID, between) is allowed
+    assert read_offer._faults(None, UUID, between) is allowed
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ PURE = (
     "test_judge.py",
     "test_properties.py",
     "test_shared.py",
-    "test_site.py",  # whole playbooks, which other tests run under one core as well
+    "test_playbooks.py",  # whole playbooks, which other tests run under one core as well
 )
 #: What a laboratory's suite is run with. A fleet mostly waits, so two work side by side, each for whole files, in the
 #: order of tests/fleet/conftest.py.

@@ -2,10 +2,11 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What the playbook site says, and to whom: the real one and the real roles, with stand-ins for modules."""
+"""What playbooks say, and to whom: the real ones and the real roles, with stand-ins for modules."""
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import subprocess
@@ -32,8 +33,8 @@ PLAYED = {
 }
 
 
-def site(folder: pathlib.Path, **variables: t.Any) -> str:
-    """What a run says, which has to fail; ``web`` is on alpha."""
+def play(folder: pathlib.Path, book: str, *arguments: str, **variables: t.Any) -> subprocess.CompletedProcess[str]:
+    """A run of a playbook; ``web`` is on alpha."""
     virt = folder / "ansible_collections" / "phyllome" / "virt"
     (virt / "plugins" / "action").mkdir(parents=True)
     for name in ("plugins/filter", "plugins/module_utils", "plugins/modules", "roles", "playbooks"):
@@ -45,17 +46,23 @@ def site(folder: pathlib.Path, **variables: t.Any) -> str:
     (folder / "inventory.yml").write_text(yaml.safe_dump({"phyllome_hosts": {"hosts": hosts, "vars": common}}))
     environment = {
         **os.environ,
+        "PWD": str(folder),
         "ANSIBLE_COLLECTIONS_PATH": f"{folder}:{os.environ.get('ANSIBLE_COLLECTIONS_PATH', '')}",
         "ANSIBLE_LOCAL_TEMP": str(folder / "tmp"),
         "ANSIBLE_HOME": str(folder / "home"),
     }
     environment.pop("PYTHONPATH", None)
-    done = subprocess.run(
-        ["ansible-playbook", "-v", "-i", "inventory.yml", "phyllome.virt.site", "--tags", "guests"],
-        cwd=folder, env=environment, capture_output=True, text=True, check=False,
+    return subprocess.run(
+        ["ansible-playbook", "-v", "-i", "inventory.yml", f"phyllome.virt.{book}", *arguments],
+        cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
     )  # fmt: skip
-    assert done.returncode == 2
-    return done.stdout + done.stderr
+
+
+def site(folder: pathlib.Path, **variables: t.Any) -> str:
+    """What a run of site says, which has to fail."""
+    done = play(folder, "site", "--tags", "guests", **variables)
+    assert done.returncode == 2, done.stdout
+    return done.stdout
 
 
 def test_a_move_that_could_not_even_begin_fails_the_run_and_no_secret_is_shown(tmp_path):
@@ -69,3 +76,24 @@ def test_guests_without_names_are_refused_in_words_that_show_no_secret(tmp_path)
     said = site(tmp_path, phyllome_guests=[WEB, {"graphics": {"password": SECRET}}])
     assert SECRET not in said
     assert "phyllome_guests: every guest needs a name; entry 2 has none, but graphics." in said
+
+
+def test_a_guest_that_is_declared_for_no_host_is_moved_and_nothing_has_to_be_edited(tmp_path):
+    said = play(tmp_path, "migrate", "-e", "guest=web", "-e", "to=beta", phyllome_guests=[{"name": "web"}])
+    assert said.returncode == 0, said.stdout
+    assert "Edit host" not in said.stdout
+
+
+def test_the_check_up_tells_of_the_hosts_that_it_was_limited_to(tmp_path):
+    away = {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 9}
+    said = play(tmp_path, "checkup", "--limit", "alpha,localhost", **away)
+    assert said.returncode == 0 and "Without localhost" not in said.stdout, said.stdout
+    report = json.loads((tmp_path / "checkup/checkup.json").read_text())
+    assert {host["name"]: host["state"] for host in report["hosts"]} == {"alpha": "unreachable"}
+
+
+def test_the_check_up_says_when_it_is_limited_so_that_it_writes_nothing(tmp_path):
+    said = play(
+        tmp_path, "checkup", "--limit", "alpha", ansible_port=9, ansible_connection="ssh", ansible_host="127.0.0.1"
+    )
+    assert "--limit alpha,localhost" in said.stdout and not (tmp_path / "checkup").exists(), said.stdout

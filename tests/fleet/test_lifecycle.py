@@ -87,7 +87,7 @@ def test_snapshots_of_a_running_guest(site: Site, on: Call) -> None:
     assert move(site, "snap", "alpha", state="cleaned")["changed"]
     site.remove("snap")
     for host in (alpha, site.fleet.host("beta")):
-        assert host.run(["ls", "/var/lib/libvirt/phyllome/snapshots"]).stdout == ""
+        assert taken["guest"]["uuid"] not in host.run(["ls", "/var/lib/libvirt/phyllome/snapshots"]).stdout
 
 
 def secrets(site: Site, host: str, name: str) -> str:

@@ -492,3 +492,15 @@ def test_a_qemu_dies_while_memory_is_fetched(hurried: Hurried, writer: str) -> N
         said = str(move.run.exception())
         assert "one host has lost its part of the guest's memory" in said
         assert f"disks on {move.target} are the right ones" in said and "Say truth: destination" in said
+
+
+def test_the_source_s_qemu_dies_while_memory_is_fetched(hurried: Hurried, writer: str) -> None:
+    """The guest is started anew there; libvirt 9.0 holds the job of the dead one until its daemon is restarted."""
+    with fetching(hurried, truth="destination") as move:
+        source = hurried.fleet.host(move.source)
+        source.kill("qemu-system-x86_64.*guest=writer")
+        assert "Say truth: destination" in str(move.run.exception())
+        with pytest.raises(AssertionError, match="restart it there .systemctl restart libvirtd"):
+            hurried.drive(move.source, 10**6, {**move.order, "source_disks": "retain", "truth": "destination"})
+        assert hurried.running("writer") == [move.target]
+        source.run(["systemctl", "restart", "libvirtd"])

@@ -493,7 +493,8 @@ class Mover:
                 if os.path.exists(path):
                     files.delete(name)
                     os.rename(path, name)
-            with virt.saying(f"Cannot undefine {view.name} on {here.name}", _HELD if record.ran else virt.REMEDY):
+            crashed = record.mode == "live" and record.ran
+            with virt.saying(f"Cannot undefine {view.name} on {here.name}", _HELD if crashed else virt.REMEDY):
                 domain.undefineFlags(undefine_flags())
         if self.order.purge and not self.told.wrong:
             for name in kept.values():

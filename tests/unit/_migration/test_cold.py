@@ -26,7 +26,7 @@ from ansible_collections.phyllome.virt.plugins.module_utils._migration import (
     stream,
 )
 from ansible_collections.phyllome.virt.plugins.module_utils._migration.read_way import Way
-from ansible_collections.phyllome.virt.tests.unit._migration.world import UUID, Killed, Snapshot, World
+from ansible_collections.phyllome.virt.tests.unit._migration.world import UUID, Error, Killed, Snapshot, World
 
 KIB = 1024
 SIZE = 1000 * KIB
@@ -548,6 +548,18 @@ def test_what_snapshots_keep_needs_space_at_the_destination(play, kept, monkeypa
     with pytest.raises(PhyllomeError, match="of space left in .*/nvram, where what the guest's snapshots keep arrives"):
         play.run()
     assert play.where() == ["alpha"] and play.at("beta") == []
+
+
+def test_a_source_that_cannot_be_undefined_is_told_without_a_word_of_post_copy(play, monkeypatch):
+    def refuse(flags):
+        raise Error(1, "busy")
+
+    play.domain.running = True
+    monkeypatch.setattr(play.domain, "undefineFlags", refuse)
+    with pytest.raises(PhyllomeError, match="Cannot undefine web on alpha: busy") as error:
+        play.run(mode="cold")
+    assert "post-copy" not in str(error.value)
+    assert play.startable() != ["alpha"]
 
 
 def test_a_raw_disk_is_no_overlay_whatever_its_guest_writes_there(play):

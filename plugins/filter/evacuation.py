@@ -10,6 +10,7 @@ import typing as t
 
 from ansible.errors import AnsibleFilterError
 
+from ansible_collections.phyllome.virt.plugins.module_utils._migration import equals
 from ansible_collections.phyllome.virt.plugins.module_utils._migration.evacuation import evacuate
 
 DOCUMENTATION = r"""
@@ -50,6 +51,11 @@ options:
     description: Leave guests that are off where they are.
     type: bool
     default: false
+  devices:
+    description:
+      - C(phyllome_iommu) of M(phyllome.virt.iommu_facts) with C(devices) and C(groups), by host; anything else for a host that did not tell.
+      - A guest with PCI devices goes where devices of the same vendor, kind and card are with VFIO and free. Without this it goes nowhere.
+    type: dict
 """
 
 EXAMPLES = r"""
@@ -64,7 +70,8 @@ EXAMPLES = r"""
 RETURN = r"""
 _value:
   description:
-    - C(moves) by destination, each with C(guest), C(source) and C(destination), in the order in which they are best done; C(guests),
+    - C(moves) by destination, each with C(guest), C(source), C(destination) and, for a guest that gets other devices, C(hostdevs), in the order in which
+      they are best done; C(guests),
       the names of all that go; C(bytes) of their disks; C(rechosen), why a guest does not go where C(evacuated.destinations) of the host
       says; C(problems). Where there is a problem nothing moves.
   type: dict
@@ -72,7 +79,13 @@ _value:
 
 
 def evacuation(
-    host: str, found: t.Any, facts: t.Any, together: t.Any = (), apart: t.Any = (), running_only: bool = False
+    host: str,
+    found: t.Any,
+    facts: t.Any,
+    together: t.Any = (),
+    apart: t.Any = (),
+    running_only: bool = False,
+    devices: t.Any = None,
 ) -> dict[str, t.Any]:
     """See DOCUMENTATION."""
     for option, groups in (("phyllome_together", together), ("phyllome_apart", apart)):
@@ -89,6 +102,7 @@ def evacuation(
         together,
         apart,
         bool(running_only),
+        equals.told(devices),
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typing as t
 
-from ansible_collections.phyllome.virt.plugins.module_utils._migration import placement
+from ansible_collections.phyllome.virt.plugins.module_utils._migration import equals, placement
 
 DOCUMENTATION = r"""
 name: moves
@@ -45,6 +45,12 @@ options:
     type: list
     elements: str
     default: []
+  devices:
+    description:
+      - C(phyllome_iommu) of M(phyllome.virt.iommu_facts) with C(devices) and C(groups), by host; anything else for a host that did not tell.
+      - A guest with PCI devices gets those that O(declared) names, else what is of the same vendor, kind and card, with VFIO and free.
+      - Without this no devices are exchanged, and M(phyllome.virt.vm_migrate) refuses to move the guest.
+    type: dict
 """
 
 EXAMPLES = r"""
@@ -60,16 +66,18 @@ EXAMPLES = r"""
 RETURN = r"""
 _value:
   description:
-    - C(moves) by the host that has the guests now, each with C(guest) and C(destination), C(problems), a message for each guest that
-      cannot be placed, and C(at), where each guest belongs.
+    - C(moves) by the host that has the guests now, each with C(guest), C(destination) and, for a guest that gets other devices,
+      C(hostdevs); C(problems), a message for each guest that cannot be placed; and C(at), where each guest belongs.
   type: dict
 """
 
 
-def moves(names: t.Any, to: str, found: t.Any, declared: t.Any = None, evacuated: t.Any = ()) -> dict[str, t.Any]:
+def moves(
+    names: t.Any, to: str, found: t.Any, declared: t.Any = None, evacuated: t.Any = (), devices: t.Any = None
+) -> dict[str, t.Any]:
     """See DOCUMENTATION."""
     answers = {host: guests if isinstance(guests, list) else None for host, guests in found.items()}
-    return placement.moves([*names], to, answers, declared, [*evacuated])
+    return placement.moves([*names], to, answers, declared, [*evacuated], equals.told(devices))
 
 
 class FilterModule:

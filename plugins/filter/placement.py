@@ -10,6 +10,7 @@ import typing as t
 
 from ansible.errors import AnsibleFilterError
 
+from ansible_collections.phyllome.virt.plugins.module_utils._migration import equals
 from ansible_collections.phyllome.virt.plugins.module_utils._migration.placement import place
 
 DOCUMENTATION = r"""
@@ -43,6 +44,12 @@ options:
         A guest that exists keeps the CPU it has.
     type: bool
     default: false
+  devices:
+    description:
+      - C(phyllome_iommu) of M(phyllome.virt.iommu_facts) with C(devices) and C(groups), by host; anything else for a host that did not tell.
+      - A guest with PCI devices gets those that it is declared with, else what is of the same vendor, kind and card, with VFIO and free.
+      - Without this no devices are exchanged, and M(phyllome.virt.vm_migrate) refuses to move the guest.
+    type: dict
 """
 
 EXAMPLES = r"""
@@ -58,13 +65,15 @@ EXAMPLES = r"""
 RETURN = r"""
 _value:
   description:
-    - By host, C(moves) with C(guest) and C(destination), C(guests) for M(phyllome.virt.phyllome_vm), and C(problems),
-      a message for each guest that is left alone.
+    - By host, C(moves) with C(guest), C(destination) and, for a guest that gets other devices, C(hostdevs); C(guests) for
+      M(phyllome.virt.phyllome_vm); and C(problems), a message for each guest that is left alone.
   type: dict
 """
 
 
-def placement(declared: t.Any, found: t.Any, evacuated: t.Any = (), keep_cpu: bool = False) -> dict[str, t.Any]:
+def placement(
+    declared: t.Any, found: t.Any, evacuated: t.Any = (), keep_cpu: bool = False, devices: t.Any = None
+) -> dict[str, t.Any]:
     """See DOCUMENTATION."""
     if not isinstance(declared, (list, tuple)) or not all(isinstance(guest, t.Mapping) for guest in declared):
         raise AnsibleFilterError("phyllome_guests must be a list of guests, each a dictionary with name and host.")
@@ -75,7 +84,7 @@ def placement(declared: t.Any, found: t.Any, evacuated: t.Any = (), keep_cpu: bo
                 f"phyllome_guests: every guest needs a name; entry {number} has none, but {known}."
             )
     answers = {host: guests if isinstance(guests, list) else None for host, guests in found.items()}
-    return place(declared, answers, [*evacuated], bool(keep_cpu))
+    return place(declared, answers, [*evacuated], bool(keep_cpu), equals.told(devices))
 
 
 class FilterModule:

@@ -125,7 +125,7 @@ guests:
       type: list
       elements: dict
     hostdevs:
-      description: C(id), and the C(device) of the host, for example V(pci 0000:01:00.0).
+      description: C(id), and the C(device) of the host, for example V(pci 0000:01:00.0); network cards of the host among them.
       type: list
       elements: dict
     plugs:

@@ -208,7 +208,8 @@ options:
       - Which device of the destination the guest gets for one that it has of this host, by the id it has in M(phyllome.virt.phyllome_vm);
         a device without an id is named by its PCI address.
       - It is a PCI address, or the UUID of a mediated device. USB devices that are known by vendor and product need no entry.
-      - The guest moves cold. A PCI device has to be bound to VFIO at the destination already.
+      - The guest moves cold. A PCI device has to be bound to VFIO at the destination already, with its whole IOMMU group, and be no other guest's.
+      - The playbooks find devices that are equal to those the guest has, see P(phyllome.virt.moves#filter).
     type: dict
   source_is_dead:
     description:

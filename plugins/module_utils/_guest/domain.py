@@ -359,7 +359,10 @@ def report(guest: t.Any, addresses: t.Sequence[str]) -> dict[str, t.Any]:
             }
             for found in NETWORKS.elements(now)
         ],
-        "hostdevs": [{"id": device_id(found), "device": host_device(found)} for found in HOSTDEVS.elements(now)],
+        "hostdevs": [
+            {"id": device_id(found), "device": host_device(found)}
+            for found in (*HOSTDEVS.elements(now), *now.findall("devices/interface[@type='hostdev']"))
+        ],
         "plugs": [
             {
                 "id": rule.id,

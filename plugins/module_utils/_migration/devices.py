@@ -63,9 +63,13 @@ def _which(element: xml.Element) -> tuple[str, str]:
     if address is not None and address.get("uuid"):
         return "mdev", address.get("uuid", "")
     if address is not None and address.get("slot"):
-        numbers = [int(address.get(name) or "0", 0) for name in ("domain", "bus", "slot", "function")]
-        return "pci", "{:04x}:{:02x}:{:02x}.{:x}".format(*numbers)
+        return "pci", _address(address)
     return "other", element.get("type") or "device"
+
+
+def _address(element: xml.Element) -> str:
+    numbers = [int(element.get(name) or "0", 0) for name in ("domain", "bus", "slot", "function")]
+    return "{:04x}:{:02x}:{:02x}.{:x}".format(*numbers)
 
 
 def exchange(root: xml.Element, wanted: t.Mapping[str, str]) -> None:
@@ -88,32 +92,106 @@ def exchange(root: xml.Element, wanted: t.Mapping[str, str]) -> None:
             address.set("uuid", new)
 
 
-def offered(connection: t.Any, devices: t.Iterable[Device], wanted: t.Mapping[str, str]) -> dict[str, str | None]:
-    """What is at the destination of the devices that a guest shall get, by id: the driver it has, None for no device.
+@dataclasses.dataclass(frozen=True)
+class Offered:
+    """A device of the destination.
+
+    Attributes:
+        driver: that has it, empty without one; for what is no PCI device its kind.
+        guests: others that have it, running or not.
+        hosted: PCI devices of its IOMMU group that a driver of the host has.
+    """
+
+    driver: str
+    guests: tuple[str, ...] = ()
+    hosted: tuple[str, ...] = ()
+
+
+def offered(
+    connection: t.Any, uuid: str, devices: t.Sequence[Device], wanted: t.Mapping[str, str]
+) -> dict[str, Offered | None]:
+    """What is at the destination of the devices that a guest shall get, by id; None for no device.
+
+    Args:
+        uuid: the guest's.
 
     Raises:
         libvirt.libvirtError: it does not say.
     """
-    found: dict[str, str | None] = {}
-    plugged: set[str] | None = None
+    found: dict[str, Offered | None] = {}
+    plugged = _plugged(connection) if any(device.kind == "usb" for device in devices) else set()
+    owners = _owners(connection, uuid) if any(device.id in wanted for device in devices) else {}
     for device in devices:
         new = wanted.get(device.id, device.now)
         if device.kind == "usb":
-            plugged = _plugged(connection) if plugged is None else plugged
-            found[device.id] = "usb" if new in plugged else None
+            found[device.id] = Offered("usb") if new in plugged else None
             continue
         if device.kind == "mdev":
             name = "mdev_" + new.replace("-", "_")
             nodes = connection.listAllDevices(virt.libvirt.VIR_CONNECT_LIST_NODE_DEVICES_CAP_MDEV)
-            found[device.id] = "mdev" if any(node.name().startswith(name) for node in nodes) else None
+            there = any(node.name().startswith(name) for node in nodes)
+            found[device.id] = Offered("mdev", owners.get(new, ())) if there else None
             continue
-        name = "pci_" + re.sub(r"[^0-9a-f]", "_", new)
-        node = virt.found(
-            lambda name=name: connection.nodeDeviceLookupByName(name),  # type: ignore[misc]
-            virt.libvirt.VIR_ERR_NO_NODE_DEVICE,
+        node = _node(connection, new)
+        if node is None:
+            found[device.id] = None
+            continue
+        group = [_address(one) for one in node.findall("capability/iommuGroup/address")]
+        drivers = {one: _driver(_node(connection, one)) for one in group if one != new}
+        guests = {name: None for one in (new, *group) for name in owners.get(one, ())}
+        found[device.id] = Offered(
+            _driver(node), tuple(guests), tuple(filter(lambda one: _hosted(drivers[one]), drivers))
         )
-        found[device.id] = None if node is None else xml.parse(node.XMLDesc()).findtext("driver/name") or ""
     return found
+
+
+VARIANTS = (
+    "mlx5_vfio_pci",
+    "hisi_acc_vfio_pci",
+    "pds_vfio_pci",
+    "virtio_vfio_pci",
+    "nvgrace_gpu_vfio_pci",
+    "qat_vfio_pci",
+)
+"""VFIO drivers of single kinds of devices (drivers/vfio/pci of Linux)."""
+
+
+def with_vfio(driver: str) -> bool:
+    """Whether a driver is one that gives devices to guests."""
+    return driver in ("vfio-pci", *VARIANTS)
+
+
+def _hosted(driver: str) -> bool:
+    """Whether a group with such a driver in it can have no guest: those of bridges do no harm (drivers/vfio/vfio_main.c)."""
+    return driver not in ("", "pcieport", "pci-stub") and not with_vfio(driver)
+
+
+def _node(connection: t.Any, address: str) -> xml.Element | None:
+    node = virt.found(
+        lambda: connection.nodeDeviceLookupByName("pci_" + re.sub(r"[^0-9a-f]", "_", address)),
+        virt.libvirt.VIR_ERR_NO_NODE_DEVICE,
+    )
+    return None if node is None else xml.parse(node.XMLDesc())
+
+
+def _driver(node: xml.Element | None) -> str:
+    return "" if node is None else node.findtext("driver/name") or ""
+
+
+def _owners(connection: t.Any, uuid: str) -> dict[str, tuple[str, ...]]:
+    """Names of the other guests that have a device, running or defined, by what it is."""
+    owners: dict[str, tuple[str, ...]] = {}
+    for domain in connection.listAllDomains():
+        if domain.UUIDString() == uuid:
+            continue
+        has = {
+            device.now
+            for flags in (0, virt.libvirt.VIR_DOMAIN_XML_INACTIVE)
+            for device in of(xml.parse(domain.XMLDesc(flags)))
+        }
+        for now in has:
+            owners[now] = (*owners.get(now, ()), domain.name())
+    return owners
 
 
 def _plugged(connection: t.Any) -> set[str]:

@@ -18,6 +18,7 @@ import os
 import typing as t
 
 from .._host.compare import guest_reasons
+from . import equals
 from .placement import unfinished
 from .plan import grown, shown_size
 
@@ -56,6 +57,7 @@ def evacuate(
     together: t.Sequence[t.Sequence[str]] = (),
     apart: t.Sequence[t.Sequence[str]] = (),
     running_only: bool = False,
+    devices: t.Mapping[str, Facts | None] | None = None,
 ) -> dict[str, t.Any]:
     """Who goes where.
 
@@ -66,9 +68,10 @@ def evacuate(
         together: groups of guests that are never to be on different hosts.
         apart: groups of guests of which no two are ever to be on one host.
         running_only: leave guests that are off where they are.
+        devices: ``phyllome_iommu`` by host; None for a host that did not tell, and where it was not asked for.
 
     Returns:
-        ``moves`` by destination ({guest, source, destination}; the biggest first), ``guests`` (names of all that
+        ``moves`` by destination ({guest, source, destination, hostdevs}; the biggest first), ``guests`` (names of all that
         go, sorted), ``bytes`` of their disks, ``rechosen`` (why a guest does not go where the record of a run that
         was cut off says) and ``problems``; with a problem nothing moves.
     """
@@ -82,6 +85,9 @@ def evacuate(
         for other, one in facts.items()
         if other != host and one is not None and found.get(other) is not None and one.get("evacuated") is None
     }
+    exchange = equals.Exchange(found, devices)
+    for other, one in free.items():
+        one.update(exchange.room(other))
     own = facts.get(host)
     kept: dict[str, str] = ((own or {}).get("evacuated") or {}).get("destinations") or {}
     pinned: dict[str, str] = {}
@@ -106,11 +112,8 @@ def evacuate(
     if own is None and rest:
         problems.append(f"What {host} is could not be found out. Run this as root, and phyllome.virt.site first.")
     if problems or own is None:
-        return _nothing(problems) if problems or rest else _answer(pinned, goers, host, [])
-    units = [
-        _unit(members, own, {other: facts[other] or {} for other in free}, there, together, apart)
-        for members in _joined(rest, together)
-    ]
+        return _nothing(problems) if problems or rest else _answer(pinned, goers, host, exchange, [])
+    units = [_unit(members, host, facts, free, exchange, there, together, apart) for members in _joined(rest, together)]
     calm = {other: _unclaimed(facts[other] or {}) for other in free}
     chosen = _search(units, free, calm, apart, kept, problems)
     if problems:
@@ -121,7 +124,7 @@ def evacuate(
         for name in unit.names
         if kept.get(name, chosen[name]) != chosen[name]
     ]
-    return _answer({**pinned, **chosen}, goers, host, rechosen, pinned)
+    return _answer({**pinned, **chosen}, goers, host, exchange, rechosen, pinned)
 
 
 def _nothing(problems: list[str]) -> dict[str, t.Any]:
@@ -132,14 +135,23 @@ def _answer(
     where: t.Mapping[str, str],
     goers: t.Sequence[Facts],
     host: str,
+    exchange: equals.Exchange,
     rechosen: list[str],
     first: t.Container[str] = (),
 ) -> dict[str, t.Any]:
     """The moves: first those that were begun, then the biggest, so that the last one does not take the longest."""
     moves: dict[str, list[dict[str, t.Any]]] = {}
+    problems = []
     for guest in sorted(goers, key=lambda one: (one["name"] not in first, -_bytes(one), one["name"])):
-        name = guest["name"]
-        moves.setdefault(where[name], []).append({"guest": name, "source": host, "destination": where[name]})
+        name, other = guest["name"], where[guest["name"]]
+        try:
+            gets = exchange.give(guest, host, other)
+        except equals.Unequal as reason:
+            problems.append(f"Guest {name} would go to {other}, which cannot give it equal devices: {reason}.")
+            continue
+        moves.setdefault(other, []).append({"guest": name, "source": host, "destination": other, **gets})
+    if problems:
+        return _nothing(problems)
     return {
         "moves": moves,
         "guests": sorted(where),
@@ -251,8 +263,10 @@ def _joined(guests: t.Sequence[Facts], together: t.Sequence[t.Sequence[str]]) ->
 
 def _unit(
     members: t.Sequence[Facts],
-    own: Facts,
-    others: t.Mapping[str, Facts],
+    host: str,
+    facts: t.Mapping[str, Facts | None],
+    others: t.Collection[str],
+    exchange: equals.Exchange,
     there: t.Mapping[str, str],
     together: t.Sequence[t.Sequence[str]],
     apart: t.Sequence[t.Sequence[str]],
@@ -261,9 +275,11 @@ def _unit(
     partners = {there[name] for group in together if names & {*group} for name in group if name in there}
     against: dict[str, tuple[str, ...]] = {}
     want: dict[str, Room] = {}
+    own = facts[host] or {}
     claims = {claim["uuid"]: claim for claim in own["capacity"]["guests"] or ()}
     inside = [f"{one} and {other} are to be apart and together" for one, other in _enemies(names, names, apart)]
-    for other, facts in others.items():
+    for other in others:
+        target = facts[other] or {}
         said = [*inside]
         if partners and partners != {other}:
             said.append(f"who belongs together with it is on {', '.join(sorted(partners))}")
@@ -271,10 +287,16 @@ def _unit(
         said += [f"{two} is there, from which {one} is to be apart" for one, two in _enemies(names, present, apart)]
         total: Room = collections.Counter()
         for guest in members:
-            said += [one["what"] for one in guest_reasons(guest, own, facts)]
+            exchanged = equals.exchangeable(guest)
+            reasons = guest_reasons(guest, own, target)
+            said += [one["what"] for one in reasons if not (exchanged and one["code"] == "hostdevs")]
             claim = claims.get(guest["uuid"])
             if claim:
-                total.update(needs(guest, claim, facts))
+                total.update(needs(guest, claim, target))
+            try:
+                total.update(exchange.needs(guest, host) if exchanged else {})
+            except equals.Unequal as reason:
+                said.append(str(reason))
         against[other] = tuple(dict.fromkeys(said))
         want[other] = dict(total)
     return _Unit(tuple(sorted(names)), want, against)
@@ -387,4 +409,4 @@ def _why(
 
 
 def _amount(key: str, amount: int) -> str:
-    return str(amount) if key.startswith("pages") else shown_size(amount)
+    return str(amount) if key.startswith(("pages", equals.DEVICES)) else shown_size(amount)

@@ -13,6 +13,7 @@ import collections
 import typing as t
 
 from .._core.names import guest_uuid
+from . import equals
 
 Guest = t.Mapping[str, t.Any]
 
@@ -26,6 +27,7 @@ def place(
     found: t.Mapping[str, t.Sequence[Guest] | None],
     evacuated: t.Container[str] = (),
     keep_cpu: bool = False,
+    devices: t.Mapping[str, Guest | None] | None = None,
 ) -> dict[str, t.Any]:
     """What every host has to do so that each guest is where its ``host`` says.
 
@@ -34,12 +36,15 @@ def place(
         found: the guests that ``phyllome_vm_info`` returned, by host; None for a host that did not answer.
         evacuated: hosts that are to stay empty: a guest that belongs there stays where it is.
         keep_cpu: what the fleet's CPUs have in common is not known now, so a guest that has it keeps what it has.
+        devices: ``phyllome_iommu`` by host; None for a host that did not tell. Without it nobody's devices are exchanged.
 
     Returns:
-        By host: ``moves`` ({guest, destination}, at the guest's source), ``guests`` (what
-        ``phyllome_vm`` gets: a guest is handled where it is, a new one where it belongs) and
-        ``problems`` (one message for each guest that is left alone).
+        By host: ``moves`` ({guest, destination}, at the guest's source, with ``hostdevs`` where it gets other devices),
+        ``guests`` (what ``phyllome_vm`` gets: a guest is handled where it is, a new one where it belongs; which devices it
+        has of a host is declared for the one where it belongs) and ``problems`` (one message for each guest that is left
+        alone).
     """
+    exchange = equals.Exchange(found, devices)
     work: dict[str, t.Any] = {host: {"moves": [], "guests": [], "problems": []} for host in found}
     seen: dict[str, dict[str, Guest]] = {}
     for host, guests in found.items():
@@ -55,9 +60,15 @@ def place(
             where = _locate(guest, found, seen, evacuated)
             source, destination = where or (wanted, wanted)
             if source != destination:
-                work[source]["moves"].append({"guest": guest["name"], "destination": destination})
+                move = {"guest": guest["name"], "destination": destination}
+                if devices is not None:
+                    said = _named(guest) if destination == wanted else {}
+                    move.update(_exchanged(exchange, seen[guest["name"]][source], source, destination, said))
+                work[source]["moves"].append(move)
             if source != destination or guest.get("state") != "absent" or where:
                 kept = {"host", "cpu"} if keep_cpu and where and of_fleet(guest.get("cpu")) else {"host"}
+                if source != wanted:
+                    kept.add("hostdevs")
                 entry = {key: value for key, value in guest.items() if key not in kept}
                 work[source]["guests"].append(entry)
         except Problem as problem:
@@ -130,6 +141,29 @@ def _locate(
     return host, wanted
 
 
+def _named(guest: Guest) -> dict[str, str]:
+    """The PCI devices that are declared of a guest, by id."""
+    listed = [one for one in guest.get("hostdevs") or () if isinstance(one, t.Mapping)]
+    return {str(one["id"]): str(one["pci"]) for one in listed if one.get("id") and one.get("pci")}
+
+
+def _exchanged(
+    exchange: equals.Exchange, guest: Guest, source: str, destination: str, said: t.Mapping[str, str]
+) -> dict[str, t.Any]:
+    """The devices of its host that a guest gets.
+
+    Raises:
+        Problem: the host has no equal of one.
+    """
+    try:
+        return exchange.give(guest, source, destination, said)
+    except equals.Unequal as reason:
+        raise Problem(
+            f"it has devices of {source}, and {destination} cannot give it equal ones: {reason}. "
+            f"List them in phyllome_passthrough of {destination} and run phyllome.virt.site, or take them out of the guest."
+        ) from reason
+
+
 def of_fleet(cpu: t.Any) -> bool:
     """Whether a guest's ``cpu`` says that it is what the whole fleet can do."""
     return "fleet" in (cpu, cpu.get("mode") if isinstance(cpu, t.Mapping) else None)
@@ -141,6 +175,7 @@ def moves(
     found: t.Mapping[str, t.Sequence[Guest] | None],
     declared: t.Sequence[Guest] | None = None,
     evacuated: t.Collection[str] = (),
+    devices: t.Mapping[str, Guest | None] | None = None,
 ) -> dict[str, t.Any]:
     """What every host has to do so that the named guests are at one host.
 
@@ -151,9 +186,10 @@ def moves(
         declared: the inventory's guests when these have gone away and come back: one that is declared elsewhere goes
             there, one that does not exist any more is nobody's loss. None when each name has to be there.
         evacuated: hosts that are to stay empty.
+        devices: as for ``place``.
 
     Returns:
-        ``moves`` ({guest, destination}) by source, ``problems``, and ``at`` (guest → where it belongs).
+        ``moves`` ({guest, destination, hostdevs}) by source, ``problems``, and ``at`` (guest → where it belongs).
     """
     at = dict.fromkeys(names, to)
     at.update({str(one["name"]): str(one.get("host")) for one in declared or () if one.get("name") in at})
@@ -171,7 +207,10 @@ def moves(
             entries.append({"name": name, "host": at[name]})
         elif declared is None:
             problems.append(f"Guest {name} is on none of {', '.join(found)}. Correct its name.")
-    work = place(entries, found, evacuated)
+    for entry in entries:
+        one = next((one for one in declared or () if one.get("name") == entry["name"]), {})
+        entry["hostdevs"] = one.get("hostdevs")
+    work = place(entries, found, evacuated, devices=devices)
     return {
         "moves": {host: todo["moves"] for host, todo in work.items()},
         "problems": problems + [problem for todo in work.values() for problem in todo["problems"]],

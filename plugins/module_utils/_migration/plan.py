@@ -14,6 +14,7 @@ import os
 import typing as t
 
 from .._core.plan import Change, Plan
+from .devices import Device, Offered, with_vfio
 from .judge import ALIVE, Row
 from .read import NVRAM, View
 from .read_guest import Guest
@@ -236,21 +237,10 @@ def _way(block: t.Callable[[str, str, str], None], here: str, there: str, way: W
         )
 
 
-_VARIANTS = (
-    "mlx5_vfio_pci",
-    "hisi_acc_vfio_pci",
-    "pds_vfio_pci",
-    "virtio_vfio_pci",
-    "nvgrace_gpu_vfio_pci",
-    "qat_vfio_pci",
-)
-"""VFIO drivers of single kinds of devices (drivers/vfio/pci of Linux)."""
-
-
 def _devices(block: t.Callable[[str, str, str], None], there: str, order: Order, guest: Guest, offer: Offer) -> None:
     """What the guest has of its host has to be said anew, and be there, free."""
     for device in guest.devices:
-        new = order.hostdevs.get(device.id, device.now)
+        new, has = order.hostdevs.get(device.id, device.now), offer.devices.get(device.id)
         if device.kind not in ("pci", "usb", "mdev"):
             block(
                 "hostdevs",
@@ -263,17 +253,30 @@ def _devices(block: t.Callable[[str, str, str], None], there: str, order: Order,
                 f"it has {device.now} of this host ({device.id})",
                 f"Say which one of {there} it gets: hostdevs: {{{device.id}: ADDRESS}}.",
             )
-        elif offer.devices.get(device.id) is None:
+        elif has is None:
             block("hostdev_missing", f"{there} has no device {new} for {device.id}", "Plug it in, or name another one.")
-        elif device.kind == "pci" and offer.devices[device.id] not in ("vfio-pci", *_VARIANTS):
-            driver = offer.devices[device.id] or "no driver"
-            block(
-                "hostdev_used",
-                f"{new} of {there} is not bound to VFIO ({driver})",
-                "Bind it to vfio-pci there.",
-            )
+        else:
+            _device(block, there, device, new, has)
     for name in sorted(set(order.hostdevs) - {device.id for device in guest.devices}):
         block("hostdevs", f"it has no device {name}, which hostdevs names", "Correct the id.")
+
+
+def _device(block: t.Callable[[str, str, str], None], there: str, device: Device, new: str, has: Offered) -> None:
+    if device.kind == "pci" and not with_vfio(has.driver):
+        driver = has.driver or "no driver"
+        block("hostdev_used", f"{new} of {there} is not bound to VFIO ({driver})", "Bind it to vfio-pci there.")
+    if has.guests:
+        block(
+            "hostdev_taken",
+            f"{new} of {there}, or another device of its IOMMU group, belongs to guest {', '.join(has.guests)}",
+            "Take it out of that guest first, or name another one.",
+        )
+    if has.hosted:
+        block(
+            "hostdev_group",
+            f"{there} itself uses others of the IOMMU group of {new}: {', '.join(has.hosted)}",
+            "Bind all of the group to VFIO there: list it in phyllome_passthrough.",
+        )
 
 
 _DROPS_CACHE = 4000000

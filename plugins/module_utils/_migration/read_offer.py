@@ -47,7 +47,7 @@ class Offer:
         cpus: how many CPUs it has.
         pages: how many huge pages are free, by their size in KiB.
         way: what lies between the hosts.
-        devices: driver of each device that the guest shall get, by id; None where there is no such device.
+        devices: each device that the guest shall get, by id; None where there is no such device.
         fence: whether the source has the hook that keeps a guest in a move from being started.
         faults: whether QEMU there may handle page faults of its guests, which post-copy takes.
         not_shared: why a disk that both hosts are said to have is not the same one, by target.
@@ -67,7 +67,7 @@ class Offer:
     cpus: int
     pages: t.Mapping[int, int]
     way: Way
-    devices: t.Mapping[str, str | None] = dataclasses.field(default_factory=dict)
+    devices: t.Mapping[str, devices.Offered | None] = dataclasses.field(default_factory=dict)
     fence: bool = True
     faults: bool | None = True
     not_shared: t.Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -150,7 +150,7 @@ def _offer(connection: t.Any, own: tuple[str, str], made_of: Guest, between: Way
         cpus=int(connection.getInfo()[2]),
         pages=_pages(connection, there, made_of),
         way=between,
-        devices=devices.offered(connection, made_of.devices, wanted),
+        devices=devices.offered(connection, made_of.uuid, made_of.devices, wanted),
         fence=os.path.exists(_FENCE),
         room=_room_for_snapshots(connection, made_of),
     )

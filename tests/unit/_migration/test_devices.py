@@ -52,6 +52,7 @@ class Node:
 
 
 class Lib:
+    VIR_DOMAIN_XML_INACTIVE = 2
     VIR_CONNECT_LIST_NODE_DEVICES_CAP_USB_DEV = 1
     VIR_CONNECT_LIST_NODE_DEVICES_CAP_MDEV = 2
     VIR_ERR_NO_NODE_DEVICE = VIR_ERR_NO_DOMAIN = VIR_ERR_NO_NETWORK = VIR_ERR_NO_STORAGE_POOL = 5
@@ -62,7 +63,36 @@ class Lib:
             return 5
 
 
+class Domain:
+    def __init__(self, name, text=""):
+        self._name, self._text = name, text
+
+    def UUIDString(self):
+        return f"uuid-{self._name}"
+
+    def name(self):
+        return self._name
+
+    def XMLDesc(self, flags):
+        # a device that the running guest has been given, and not its definition
+        return GUEST.replace("bus='0x01'", self._text) if flags == 0 else "<domain/>"
+
+
+GROUP = "<iommuGroup><address bus='0x41' slot='0x00' function='0x0'/><address bus='0x41' slot='0x00' function='0x1'/></iommuGroup>"
+NODES = {
+    "pci_0000_41_00_0": f"<driver><name>vfio-pci</name></driver><capability type='pci'>{GROUP}</capability>",
+    "pci_0000_41_00_1": "<driver><name>snd_hda_intel</name></driver>",
+    "pci_0000_43_00_0": "<capability type='pci'/>",
+}
+
+
 class Connection:
+    def __init__(self, *domains):
+        self._domains = domains
+
+    def listAllDomains(self):
+        return [Domain("self", "bus='0x43'"), *self._domains]
+
     def listAllDevices(self, flag):
         if flag == Lib.VIR_CONNECT_LIST_NODE_DEVICES_CAP_MDEV:
             return [Node(f"mdev_{VGPU.replace('-', '_')}_0000_06_00_0")]
@@ -70,16 +100,39 @@ class Connection:
         return [Node("usb_1", f"<capability>{ids}</capability>"), Node("usb_2", "<capability/>")]
 
     def nodeDeviceLookupByName(self, name):
-        if name != "pci_0000_41_00_0":
+        if name not in NODES:
             raise Lib.libvirtError
-        return Node(name, "<driver><name>vfio-pci</name></driver>")
+        return Node(name, NODES[name])
+
+
+@pytest.fixture(autouse=True)
+def lib(monkeypatch):
+    monkeypatch.setattr(devices.virt, "libvirt", Lib)
+
+
+Offered = devices.Offered
+
+
+def test_what_the_destination_has():
+    had = [one for one in devices.of(xml.parse(GUEST)) if one.id in ("gpu", "bt", "vgpu")]
+    there = {"bt": Offered("usb"), "vgpu": Offered("mdev")}
+    for address, gpu in (
+        ("0000:41:00.0", Offered("vfio-pci", hosted=("0000:41:00.1",))),
+        ("0000:43:00.0", Offered("")),
+        ("0000:42:00.0", None),
+    ):
+        assert devices.offered(Connection(), "uuid-self", had, {"gpu": address}) == {"gpu": gpu, **there}
+    # whoever runs with one of the group has all of it
+    other = Connection(Domain("other", "bus='0x41'"))
+    found = devices.offered(other, "uuid-self", had, {"gpu": "0000:41:00.0", "vgpu": VGPU})
+    assert found["gpu"].guests == ("other",) and found["vgpu"].guests == ("other",) and found["bt"].guests == ()
 
 
 @pytest.mark.parametrize(
-    ("gpu", "driver"), [("0000:41:00.0", "vfio-pci"), ("0000:42:00.0", None)], ids=["there", "not there"]
+    ("driver", "hosts"), [("", False), ("pcieport", False), ("vfio-pci", False), ("nouveau", True)]
 )
-def test_what_the_destination_has(monkeypatch, gpu, driver):
-    monkeypatch.setattr(devices.virt, "libvirt", Lib)
-    had = [one for one in devices.of(xml.parse(GUEST)) if one.id in ("gpu", "bt", "vgpu")]
-    found = devices.offered(Connection(), had, {"gpu": gpu})
-    assert found == {"gpu": driver, "bt": "usb", "vgpu": "mdev"}
+def test_which_drivers_keep_a_group_from_a_guest(monkeypatch, driver, hosts):
+    monkeypatch.setitem(NODES, "pci_0000_41_00_1", f"<driver><name>{driver}</name></driver>")
+    (gpu,) = (one for one in devices.of(xml.parse(GUEST)) if one.id == "gpu")
+    found = devices.offered(Connection(), "uuid-self", [gpu], {"gpu": "0000:41:00.0"})
+    assert found["gpu"].hosted == (("0000:41:00.1",) if hosts else ())

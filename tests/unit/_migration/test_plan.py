@@ -11,7 +11,7 @@ import typing as t
 import pytest
 
 from ansible_collections.phyllome.virt.plugins.module_utils._migration import judge, plan
-from ansible_collections.phyllome.virt.plugins.module_utils._migration.devices import Device
+from ansible_collections.phyllome.virt.plugins.module_utils._migration.devices import Device, Offered
 from ansible_collections.phyllome.virt.plugins.module_utils._migration.journal import Mark, Record
 from ansible_collections.phyllome.virt.plugins.module_utils._migration.policy import Policy
 from ansible_collections.phyllome.virt.plugins.module_utils._migration.read import Sight, View
@@ -102,24 +102,28 @@ NEW = {"gpu": "0000:41:00.0"}
 
 
 @pytest.mark.parametrize(
-    ("code", "device", "hostdevs", "driver"),
+    ("words", "device", "hostdevs", "offered"),
     [
-        ("hostdevs", GPU, {}, None),
-        ("hostdev_missing", GPU, NEW, None),
-        ("hostdev_used", GPU, NEW, ""),
-        ("hostdev_used", GPU, NEW, "nouveau"),
-        (None, GPU, NEW, "vfio-pci"),
-        (None, GPU, NEW, "mlx5_vfio_pci"),
-        ("hostdevs", Device("scsi", "other", "scsi"), {}, None),
-        ("hostdev_missing", Device("bt", "usb", "8087:0a2b"), {}, None),
-        (None, Device("bt", "usb", "8087:0a2b"), {}, "usb"),
+        ("Say which one of beta it gets: hostdevs: {gpu: ADDRESS}", GPU, {}, None),
+        ("beta has no device 0000:41:00.0 for gpu", GPU, NEW, None),
+        ("not bound to VFIO (no driver)", GPU, NEW, Offered("")),
+        ("not bound to VFIO (nouveau)", GPU, NEW, Offered("nouveau")),
+        ("belongs to guest db, web", GPU, NEW, Offered("vfio-pci", guests=("db", "web"))),
+        ("beta itself uses others of the IOMMU group of 0000:41:00.0: 0000:41:00.1", GPU, NEW,
+         Offered("vfio-pci", hosted=("0000:41:00.1",))),
+        (None, GPU, NEW, Offered("vfio-pci")),
+        (None, GPU, NEW, Offered("mlx5_vfio_pci")),
+        ("others have no equal of", Device("scsi", "other", "scsi"), {}, None),
+        ("beta has no device 8087:0a2b for bt", Device("bt", "usb", "8087:0a2b"), {}, None),
+        (None, Device("bt", "usb", "8087:0a2b"), {}, Offered("usb")),
     ],
-)
-def test_devices_of_the_host_have_to_be_at_the_destination_and_free(code, device, hostdevs, driver):
+)  # fmt: skip
+def test_devices_of_the_host_have_to_be_at_the_destination_and_free(words, device, hostdevs, offered):
     blockers = found(
-        {"hostdevs": hostdevs}, {"state": "off"}, {"devices": (device,)}, {"devices": {device.id: driver}}, mode="cold"
+        {"hostdevs": hostdevs}, {"state": "off"}, {"devices": (device,)}, {"devices": {device.id: offered}}, mode="cold"
     )
-    assert [blocker.code for blocker in blockers] == ([code] if code else [])
+    said = [f"{blocker.what} {blocker.fix}" for blocker in blockers]
+    assert (len(said) == 1 and words in said[0]) if words else not said, said
 
 
 def test_a_device_that_the_guest_has_not_is_no_device_to_exchange():

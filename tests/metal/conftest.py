@@ -118,8 +118,8 @@ def intel(machines: Machines) -> Bare:
 def bring_up(tmp_path_factory: pytest.TempPathFactory) -> t.Callable[..., Bare]:
     """A function that brings up a machine for one test alone, as Machine.up does; whoever calls it takes it down."""
 
-    def up(iommu: str, cmdline: str | None = None) -> Bare:
-        machine = Machine.up(iommu, cmdline=cmdline)
+    def up(iommu: str, cmdline: str | None = None, name: str | None = None) -> Bare:
+        machine = Machine.up(iommu, cmdline=cmdline, name=name)
         return Bare(machine, machine.inventory(tmp_path_factory.mktemp("metal") / "inventory.yml"))
 
     return up

@@ -51,9 +51,9 @@ class Host:
         """What a script prints in the machine."""
         return self.bare.machine.run(["sh", "-ec", script, "sh", *words], timeout=1800).stdout
 
-    def module(self, name: str, arguments: dict[str, t.Any]) -> dict[str, t.Any]:
+    def module(self, name: str, arguments: dict[str, t.Any], *flags: str) -> dict[str, t.Any]:
         """The result of one module of ours."""
-        return runner.direct(self.bare.machine, name, arguments, timeout=1800)
+        return runner.direct(self.bare.machine, name, arguments, *flags, timeout=1800)
 
     def bind(self, **options: t.Any) -> dict[str, t.Any]:
         """The result of vfio_bind."""

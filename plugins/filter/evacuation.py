@@ -10,7 +10,7 @@ import typing as t
 
 from ansible.errors import AnsibleFilterError
 
-from ansible_collections.phyllome.virt.plugins.module_utils._migration import equals
+from ansible_collections.phyllome.virt.plugins.module_utils._host import equals
 from ansible_collections.phyllome.virt.plugins.module_utils._migration.evacuation import evacuate
 
 DOCUMENTATION = r"""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import typing as t
 
-from ansible_collections.phyllome.virt.plugins.module_utils._migration import equals, placement
+from ansible_collections.phyllome.virt.plugins.module_utils._host import equals
+from ansible_collections.phyllome.virt.plugins.module_utils._migration import placement
 
 DOCUMENTATION = r"""
 name: moves

@@ -48,11 +48,12 @@ def report(
     rows = sorted(zip(names, iommu, guests, hosts or [{}] * len(names)), key=lambda row: row[0])
     comparable = {name: facts for name, dummy_looked, dummy_listed, said in rows if (facts := _known(said))}
     listed = {name: found.get("guests") or () for name, dummy_looked, found, dummy_said in rows}
+    devices = {name: _iommu(looked) for name, looked, dummy_listed, dummy_said in rows}
     return {
         "schema_version": SCHEMA_VERSION,
         "when": when,
         "hosts": [_host(*row) for row in rows],
-        "fleet": compare.fleet(comparable, listed) if len(comparable) > 1 else None,
+        "fleet": compare.fleet(comparable, listed, devices) if len(comparable) > 1 else None,
     }
 
 
@@ -61,8 +62,13 @@ def _known(said: Facts) -> Facts | None:
     return facts
 
 
+def _iommu(looked: Facts) -> Facts | None:
+    facts: Facts | None = (looked.get("ansible_facts") or {}).get("phyllome_iommu")
+    return facts
+
+
 def _host(name: str, looked: Facts, listed: Facts, said: Facts) -> Facts:
-    iommu = (looked.get("ansible_facts") or {}).get("phyllome_iommu")
+    iommu = _iommu(looked)
     guests = listed.get("guests")
     findings = []
     if not iommu:

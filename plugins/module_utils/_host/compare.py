@@ -15,6 +15,8 @@ import os
 import re
 import typing as t
 
+from . import equals
+
 Facts = t.Mapping[str, t.Any]
 Reason = dict[str, str]
 
@@ -275,12 +277,17 @@ def domains(hosts: t.Mapping[str, Facts]) -> list[list[str]]:
     return found
 
 
-def fleet(hosts: t.Mapping[str, Facts], guests: t.Mapping[str, t.Sequence[Facts]]) -> dict[str, t.Any]:
+def fleet(
+    hosts: t.Mapping[str, Facts],
+    guests: t.Mapping[str, t.Sequence[Facts]],
+    devices: t.Mapping[str, Facts | None] | None = None,
+) -> dict[str, t.Any]:
     """Everything there is to say of several hosts.
 
     Args:
         hosts: facts by host; those that did not answer are left out.
         guests: guests by host, as phyllome_vm_info tells of them.
+        devices: ``phyllome_iommu`` by host; None for a host that did not tell.
 
     Returns:
         ``domains``, ``alike`` (hosts whose manifests are equal), ``pairs`` (of the first hosts of these, each with its
@@ -290,6 +297,7 @@ def fleet(hosts: t.Mapping[str, Facts], guests: t.Mapping[str, t.Sequence[Facts]
     for name in sorted(hosts):
         alike.setdefault(hosts[name]["digests"]["strict"], []).append(name)
     names = [group[0] for group in alike.values()]
+    exchange = equals.Exchange(guests, devices)
     return {
         "domains": domains(hosts),
         "alike": list(alike.values()),
@@ -299,18 +307,24 @@ def fleet(hosts: t.Mapping[str, Facts], guests: t.Mapping[str, t.Sequence[Facts]
             for other in names[number + 1 :]
         ],
         "guests": [
-            _where(guest, host, hosts) for host in sorted(hosts) for guest in guests.get(host) or () if len(hosts) > 1
+            _where(guest, host, hosts, exchange)
+            for host in sorted(hosts)
+            for guest in guests.get(host) or ()
+            if len(hosts) > 1
         ],
         "drift": drift(hosts),
     }
 
 
-def _where(guest: Facts, host: str, hosts: t.Mapping[str, Facts]) -> dict[str, t.Any]:
-    against = {
-        other: [one["what"] for one in guest_reasons(guest, hosts[host], facts)]
-        for other, facts in sorted(hosts.items())
-        if other != host
-    }
+def _where(guest: Facts, host: str, hosts: t.Mapping[str, Facts], exchange: equals.Exchange) -> dict[str, t.Any]:
+    against: dict[str, list[str]] = {}
+    exchanged = equals.exchangeable(guest)
+    for other, facts in sorted(hosts.items()):
+        if other != host:
+            found = guest_reasons(guest, hosts[host], facts)
+            against[other] = [one["what"] for one in found if not (exchanged and one["code"] == "hostdevs")]
+            unequal = exchange.against(guest, host, other) if exchanged else None
+            against[other] += [unequal] if unequal else []
     return {
         "name": guest["name"],
         "host": host,

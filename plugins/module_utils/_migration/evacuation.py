@@ -17,8 +17,8 @@ import dataclasses
 import os
 import typing as t
 
+from .._host import equals
 from .._host.compare import guest_reasons
-from . import equals
 from .placement import unfinished
 from .plan import grown, shown_size
 

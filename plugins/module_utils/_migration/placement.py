@@ -13,7 +13,7 @@ import collections
 import typing as t
 
 from .._core.names import guest_uuid
-from . import equals
+from .._host import equals
 
 Guest = t.Mapping[str, t.Any]
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import pytest
 
 from ansible_collections.phyllome.virt.plugins.module_utils._core.names import guest_uuid
-from ansible_collections.phyllome.virt.plugins.module_utils._migration import equals
+from ansible_collections.phyllome.virt.plugins.module_utils._host import equals
+from ansible_collections.phyllome.virt.plugins.module_utils._host.compare import fleet
 from ansible_collections.phyllome.virt.plugins.module_utils._migration.evacuation import evacuate
 from ansible_collections.phyllome.virt.plugins.module_utils._migration.placement import moves, place
 from ansible_collections.phyllome.virt.tests.unit._host.hosts import claim, guest, host
@@ -230,6 +231,19 @@ def test_why_a_guest_with_devices_has_nowhere_to_go(devices, words):
 def test_other_devices_of_the_host_still_stand_against_it():
     usb = {**GAMES, "hostdevs": [{"id": "stick", "device": "usb 46f4:0001"}]}
     assert "it has a device of this host" in emptied([usb], beta=host("beta"))["problems"][0]
+
+
+def test_the_checkup_tells_where_its_devices_have_equals():
+    hosts = {
+        "alpha": host("alpha", claims=[{**claim("games"), "uuid": GAMES["uuid"]}]),
+        "beta": host("beta"),
+        "gamma": host("gamma"),
+    }
+    (told,) = fleet(hosts, {"alpha": [GAMES]}, FLEET)["guests"]
+    assert told["can"] == ["beta"]
+    assert told["cannot"] == {"gamma": [f"it has no {AUDIO} (audio) with {GPU} (gpu) that is with VFIO and free"]}
+    (told,) = fleet(hosts, {"alpha": [GAMES]})["guests"]
+    assert told["can"] == [] and "what devices" in told["cannot"]["beta"][0]
 
 
 def test_what_did_not_tell_is_nothing():

@@ -210,6 +210,14 @@ class Exchange:
         """
         return _counted(kinds(guest, self.devices.get(host)).values())
 
+    def against(self, guest: Facts, source: str, destination: str) -> str | None:
+        """Why the guest cannot have its devices' equals there, were it the only one to go; None when it can."""
+        try:
+            Exchange(self.found, self.devices).give(guest, source, destination)
+        except Unequal as reason:
+            return str(reason)
+        return None
+
     def give(
         self, guest: Facts, source: str, destination: str, said: t.Mapping[str, str] | None = None
     ) -> dict[str, t.Any]:

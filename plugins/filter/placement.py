@@ -34,17 +34,20 @@ options:
     type: dict
     required: true
   evacuated:
+    version_added: 0.2.0
     description: Hosts that are to stay empty. A guest that belongs there stays where it is.
     type: list
     elements: str
     default: []
   keep_cpu:
+    version_added: 0.2.0
     description:
       - What V(fleet) in the option C(cpu) of M(phyllome.virt.phyllome_vm) stands for is not known now, since a host did not tell what it can do.
         A guest that exists keeps the CPU it has.
     type: bool
     default: false
   devices:
+    version_added: 0.2.0
     description:
       - C(phyllome_iommu) of M(phyllome.virt.iommu_facts) with C(devices) and C(groups), by host; anything else for a host that did not tell.
       - A guest with PCI devices gets those that it is declared with, else what is of the same vendor, kind and card, with VFIO and free.

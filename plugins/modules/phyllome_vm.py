@@ -106,6 +106,7 @@ options:
         in one of them, and the guest's memory is their sum.
     type: raw
   cpu:
+    version_added: 0.2.0
     description:
       - Virtual CPU, as its mode or as a dictionary with what follows. A new guest gets V(host-model), on hosts without KVM V(maximum).
       - >-
@@ -137,6 +138,7 @@ options:
           - Whether the guest starts with the usual keys of Secure Boot. They are there unless this is V(false).
         type: bool
       nvram:
+        version_added: 0.2.0
         description:
           - What happens to UEFI variables that are there. They hold boot entries and the keys of Secure Boot.
           - V(keep) is the default. V(reset) lets an existing guest that is off change O(firmware.secure_boot) and O(firmware.enrolled_keys), and
@@ -200,6 +202,7 @@ options:
               - V(sha256:) and the digits. It is compared before anything is made.
             type: str
           method:
+            version_added: 0.2.0
             description:
               - V(full) copies the image and is the default.
               - V(reflink) shares its blocks until they are written to. It needs one btrfs or XFS file system for both, and the image's format.
@@ -213,6 +216,7 @@ options:
         type: str
         choices: [virtio, scsi, sata, usb, nvme]
       encryption:
+        version_added: 0.2.0
         description:
           - Encrypts a new disk with LUKS, in its file. Nothing can be read from the file without the passphrase.
           - libvirt of this host keeps the passphrase as a private secret of the disk, to start the guest with it. The secret is removed
@@ -233,50 +237,61 @@ options:
           - Place in the boot order, from 1. If no device of a new guest has one, its disks come first, then its CD-ROMs.
         type: int
       block:
+        version_added: 0.2.0
         description:
           - Block device of this host, instead of a file. It belongs to somebody else, and is never made, grown or deleted.
         type: path
       cache:
+        version_added: 0.2.0
         description:
           - How the host caches. V(none) and V(directsync) go past its page cache.
         type: str
         choices: [none, writeback, writethrough, directsync, unsafe]
       io:
+        version_added: 0.2.0
         description:
           - How QEMU reads and writes. V(native) needs O(disks[].cache=none) or V(directsync).
         type: str
         choices: [native, threads, io_uring]
       discard:
+        version_added: 0.2.0
         description:
           - Whether what the guest discards is given back. It is V(unmap) for new disks.
         type: str
         choices: [unmap, ignore]
       detect_zeroes:
+        version_added: 0.2.0
         description:
           - Whether zeros that are written become holes.
         type: str
         choices: ["off", "on", unmap]
       iothread:
+        version_added: 0.2.0
         description:
           - Number of one of O(vcpus)'s C(iothreads) that serves this disk. Only for V(virtio).
         type: int
       queues:
+        version_added: 0.2.0
         description:
           - Number of queues. Only for V(virtio).
         type: int
       serial:
+        version_added: 0.2.0
         description:
           - Serial number that the guest sees, for C(/dev/disk/by-id).
         type: str
       readonly:
+        version_added: 0.2.0
         description:
           - Whether the guest can only read it.
         type: bool
       shareable:
+        version_added: 0.2.0
         description:
           - Whether several guests may have it at once. It needs O(disks[].format=raw).
         type: bool
       iotune:
+        version_added: 0.2.0
         description:
           - Limits, changed at once. V(0) is no limit. C(total) and its parts exclude each other.
         type: dict
@@ -363,40 +378,49 @@ options:
           - As in O(disks[].boot).
         type: int
       direct:
+        version_added: 0.2.0
         description:
           - Network interface of the host that the card is put on (macvtap).
         type: str
       mode:
+        version_added: 0.2.0
         description:
           - How cards on one O(networks[].direct) see each other. It is V(bridge) for a new card. The host itself is not reached by any of them.
         type: str
         choices: [bridge, vepa, private, passthrough]
       user:
+        version_added: 0.2.0
         description:
           - V(true) for user networking. It needs no rights on the host, and lets nobody in.
         type: bool
       queues:
+        version_added: 0.2.0
         description:
           - Number of queues of a V(virtio) card.
         type: int
       vlan:
+        version_added: 0.2.0
         description:
           - VLAN tag. V(0) is none. It needs Open vSwitch, or an SR-IOV function in O(networks[].mode=passthrough); else libvirt does not start the guest.
         type: int
       mtu:
+        version_added: 0.2.0
         description:
           - Size of the biggest packet, in bytes.
         type: int
       link:
+        version_added: 0.2.0
         description:
           - Whether the cable is plugged in. It is changed at once.
         type: str
         choices: [up, down]
       filter:
+        version_added: 0.2.0
         description:
           - Network filter (C(virsh nwfilter-list)). An empty string takes it away.
         type: str
       bandwidth:
+        version_added: 0.2.0
         description:
           - Limits, changed at once. V(0) is no limit.
         type: dict
@@ -436,17 +460,20 @@ options:
                   - KiB that may go at the peak.
                 type: int
       acpi_index:
+        version_added: 0.2.0
         description:
           - Number that systemd names the card by (eno1 for V(1)), wherever it is plugged in. New V(virtio) and V(e1000e) cards get the next one that
             is free.
         type: int
   assume_bound:
+    version_added: 0.2.0
     description:
       - PCI addresses, or identities, of devices to take for bound to VFIO in check mode, because something before this task would bind them.
         Without check mode it makes no difference.
     type: list
     elements: str
   hostdevs:
+    version_added: 0.2.0
     description:
       - Devices of the host. Each has one guest. The module fails if another guest has the device, running or not, or if the host does not have it.
       - A PCI device, a function of an SR-IOV card among them, has to be bound to VFIO with its whole IOMMU group before the guest
@@ -532,6 +559,7 @@ options:
           - As in O(disks[].boot).
         type: int
   filesystems:
+    version_added: 0.2.0
     description:
       - Directories of the host that the guest can mount.
       - V(virtiofs) needs shared memory (C(shared) in O(memory)), which is switched on with it, and waits for a power cycle where that was off,
@@ -572,25 +600,30 @@ options:
         type: str
         choices: [vnc, spice, none]
       listen:
+        version_added: 0.2.0
         description:
           - Address of this host that the display listens on. It is V(127.0.0.1) for a new display. V(none) leaves the way through libvirt only
             (C(virt-viewer --attach)).
         type: str
       port:
+        version_added: 0.2.0
         description:
           - TCP port, or V(auto), which is the default for a new display.
         type: str
       password:
+        version_added: 0.2.0
         description:
           - Password of the display, up to 8 characters for VNC. It is never shown, and changed at once.
         type: str
       gl:
+        version_added: 0.2.0
         description:
           - Who draws 3D for O(video.accel3d). V(local) is for a SPICE viewer on this host, with O(graphics.listen=none). V(headless) lets this host's
             GPU draw for any display.
         type: str
         choices: [none, local, headless]
   video:
+    version_added: 0.2.0
     description:
       - Graphics card.
     type: dict
@@ -609,6 +642,7 @@ options:
           - Whether the card draws in 3D (VirGL). It needs O(video.model=virtio) and O(graphics.gl).
         type: bool
   sound:
+    version_added: 0.2.0
     description:
       - Sound card.
     type: dict
@@ -619,6 +653,7 @@ options:
         type: str
         choices: [ich9, ich6, ac97, usb, none]
   inputs:
+    version_added: 0.2.0
     description:
       - Keyboards, mice and tablets. A new guest with a display gets a tablet if the list is not given.
     type: list
@@ -658,6 +693,7 @@ options:
           - Whether a key that is held repeats.
         type: bool
   rng:
+    version_added: 0.2.0
     description:
       - Source of random numbers. All profiles have one.
     type: dict
@@ -685,6 +721,7 @@ options:
               - Milliseconds.
             type: int
   watchdog:
+    version_added: 0.2.0
     description:
       - Watchdog. A guest that feeds it and then stops doing so is restarted.
     type: dict
@@ -700,6 +737,7 @@ options:
         type: str
         choices: [reset, shutdown, poweroff, pause, none, dump, inject-nmi]
   vsock:
+    version_added: 0.2.0
     description:
       - Sockets between host and guest.
     type: dict
@@ -709,12 +747,14 @@ options:
           - V(auto) for a free context id, V(none) for no vsock, or the number.
         type: str
   channels:
+    version_added: 0.2.0
     description:
       - Channels between host and guest. The list is complete, so what is not in it is taken away.
       - V(agent) is for the QEMU guest agent, V(spice) for clipboard and window size on SPICE.
     type: list
     elements: str
   boot:
+    version_added: 0.2.0
     description:
       - The firmware's menu. What is booted is said by C(boot) of disks, CD-ROMs, networks and host devices.
     type: dict
@@ -728,6 +768,7 @@ options:
           - Milliseconds that it is offered.
         type: int
   metadata:
+    version_added: 0.2.0
     description:
       - Words for people. They are changed at once.
     type: dict
@@ -741,6 +782,7 @@ options:
           - Text.
         type: str
   xml:
+    version_added: 0.2.0
     description:
       - Raw XML, merged in where it differs. It is the last resort, and what has an option is refused here. An attribute or a text is set, an element
         without both is made. Nothing is ever taken away.
@@ -757,6 +799,7 @@ options:
           - By the id of a device, an element like that of the device.
         type: dict
   apply:
+    version_added: 0.2.0
     description:
       - When changes reach a running guest.
       - V(live) changes what can change while it runs. The rest waits for a power cycle and is returned in RV(pending). This is the default.
@@ -765,11 +808,13 @@ options:
     type: str
     choices: [live, next_boot, restart]
   on_unplug_timeout:
+    version_added: 0.2.0
     description:
       - Seconds that a running guest is given to let go of a device, or to give or take memory. What it keeps is returned in RV(pending).
       - The default is V(20).
     type: int
   cloud_init:
+    version_added: 0.2.0
     description:
       - What cloud-init finds in the guest at its first boot. It gets a CD with it (NoCloud, label C(cidata)) in a drive of its own.
       - The CD image is made on the host, which needs xorriso, genisoimage or mkisofs for it. It belongs to the guest and is removed with it.
@@ -805,6 +850,7 @@ options:
         type: str
         choices: [report, reseed]
   clone_from:
+    version_added: 0.2.0
     description:
       - Make a new guest as a copy of another one, which has to be off. It gets a uuid, MAC addresses, disk serial numbers and a
         generation id of its own. All other options are applied to it afterwards; what is not declared is as with the source.
@@ -839,6 +885,7 @@ options:
         type: str
         choices: [copy, fresh]
   install:
+    version_added: 0.2.0
     description:
       - Install a system on the guest's first disk, once, if nothing was ever written to it. A guest whose disk has something on it is never
         installed again, whatever is declared here.
@@ -881,6 +928,7 @@ options:
           - The default is V(3600).
         type: int
   wait:
+    version_added: 0.2.0
     description:
       - What to wait for with O(state=running), in every run. The module fails if it does not come, and says how far the guest came.
     type: dict
@@ -948,6 +996,7 @@ options:
           - Whether the state of the TPM is deleted, and what is sealed with it lost. The default is to do as O(delete.disks) says.
         type: bool
       snapshots:
+        version_added: 0.2.0
         description:
           - V(metadata) lets libvirt forget the guest's snapshots; V(refuse) does not remove a guest that has some.
           - The default is V(metadata).
@@ -976,6 +1025,7 @@ options:
     type: list
     elements: dict
   fleet_cpu:
+    version_added: 0.2.0
     description:
       - What V(fleet) in O(cpu) stands for, as M(phyllome.virt.host_facts) returns it for the CPUs of all hosts. The playbook
         C(phyllome.virt.site) gives it by itself.

@@ -91,6 +91,7 @@ options:
     choices: [auto, live, warm, cold]
     default: auto
   allow:
+    version_added: 0.2.0
     description:
       - Modes that V(auto) may take. Of these it takes the first of V(live), V(warm) and V(cold) that nothing stands against, and says
         in RV(mode_reason) why it takes no better one. So with V([live, warm]) a guest whose CPU the destination cannot offer is shut down
@@ -107,6 +108,7 @@ options:
         description: How many milliseconds the guest may stand still at the end. The default is QEMU's, V(300).
         type: int
       max_downtime_ms:
+        version_added: 0.2.0
         description:
           - How many milliseconds it may stand still when it makes no progress. The limit rises to this in four steps, one for each
             round through its memory that leaves no less to be sent than a former one.
@@ -117,6 +119,7 @@ options:
         type: bool
         default: false
       on_stall:
+        version_added: 0.2.0
         description:
           - What is done after six rounds without progress (24 with O(convergence.auto_converge)), when the above has not helped.
           - V(suspend) stops the guest's CPUs, sends the rest, and lets it go on at the destination.
@@ -144,6 +147,7 @@ options:
     type: int
     default: 0
   parallel:
+    version_added: 0.2.0
     description:
       - Send the memory of a live move through so many connections at once, for networks that one CPU with TLS does not fill.
         V(0) is a single one.
@@ -161,6 +165,7 @@ options:
     choices: [retain, purge]
     default: retain
   storage:
+    version_added: 0.2.0
     description:
       - V(copy) copies the disks. V(shared) leaves them where they are, because both hosts have them at the same path.
       - A dictionary says it for single disks, by the id that each has in M(phyllome.virt.phyllome_vm) or by its target; the others are copied.
@@ -173,6 +178,7 @@ options:
     type: raw
     default: copy
   power_after:
+    version_added: 0.2.0
     description:
       - Whether the guest runs at the destination. V(same) is as it was when the move began.
       - With V(off), a guest that runs is shut down and moved cold.
@@ -180,6 +186,7 @@ options:
     choices: [same, running, 'off']
     default: same
   verify:
+    version_added: 0.2.0
     description:
       - How a cold move proves the disks that it has copied. UEFI variables and TPM state are always read back.
       - V(stream) computes digests of what is sent while it is sent. TLS guards it on its way, libvirt at the destination confirms each part,
@@ -191,6 +198,7 @@ options:
     choices: [stream, none, full]
     default: stream
   shutdown:
+    version_added: 0.2.0
     description: How a guest that runs is shut down for a cold move.
     type: dict
     suboptions:
@@ -204,6 +212,7 @@ options:
         choices: [fail, destroy]
         default: fail
   hostdevs:
+    version_added: 0.2.0
     description:
       - Which device of the destination the guest gets for one that it has of this host, by the id it has in M(phyllome.virt.phyllome_vm);
         a device without an id is named by its PCI address.
@@ -218,6 +227,7 @@ options:
     type: bool
     default: false
   chain:
+    version_added: 0.2.0
     description:
       - What becomes of a disk that is an overlay of other files. With V(keep) all of them go, as they are, which takes a guest that is
         off (O(mode=cold) or V(warm)).
@@ -228,6 +238,7 @@ options:
     choices: [keep, flatten]
     default: keep
   truth:
+    version_added: 0.2.0
     description:
       - Your word which of two copies is the guest, where both hosts run it, or have run it, and neither may be lost by a guess.
       - The other one is stopped at once, without a shutdown. What it has written stays on its host under names that end in
@@ -242,6 +253,7 @@ options:
     type: str
     choices: [source, destination]
   on_split_brain:
+    version_added: 0.2.0
     description:
       - What is done where the guest runs on both hosts. V(fail) touches nothing and says so.
       - With V(suspend_both) neither goes on, so that neither writes what the other does not know. The module fails in either case,
@@ -250,6 +262,7 @@ options:
     choices: [fail, suspend_both]
     default: fail
   _detach:
+    version_added: 0.2.0
     description: Only for this collection's own action plugin, which follows the move from the controller. Do not use it.
     type: bool
     default: false

@@ -20,6 +20,7 @@ BARE = (
 
 #: What makes it a hypervisor.
 LIBVIRT = (
+    "dmidecode",
     "dnsmasq-base",
     "libvirt-clients",
     "libvirt-daemon-driver-qemu",
@@ -33,6 +34,7 @@ LIBVIRT = (
     "qemu-utils",
     "swtpm",
     "swtpm-tools",
+    "xorriso",
 )
 
 #: What makes it boot by itself, and what a test looks at hardware with.

@@ -8,8 +8,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
-from ansible_collections.phyllome.virt.tests.lab import base, cache, cgroup, cli, outer
+from ansible_collections.phyllome.virt.tests.lab import base, cache, cgroup, cli, outer, packages, paths
 from ansible_collections.phyllome.virt.tests.lab.errors import LabError
 from ansible_collections.phyllome.virt.tests.lab.process import Process, start_time
 
@@ -81,6 +82,12 @@ def test_a_new_folder_looks_as_in_the_base(tmp_path: Path) -> None:
     assert (upper / "root/.ssh/authorized_keys").read_bytes() == b"key"
     assert (upper / "root").stat().st_mode & 0o7777 == 0o700
     assert (upper / "root/.ssh").stat().st_mode & 0o7777 == 0o755
+
+
+def test_a_host_that_is_ready_has_all_that_the_role_installs() -> None:
+    role = yaml.safe_load((paths.CHECKOUT / "roles/hypervisor/vars/main.yml").read_text())
+    wanted = role["__hypervisor_distributions"]["Debian12"]["packages"].values()
+    assert {package for piece in wanted for package in piece} <= {*packages.BARE, *packages.LIBVIRT}
 
 
 def test_packages_are_shared_once(tmp_path: Path) -> None:

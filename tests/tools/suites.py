@@ -12,6 +12,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import typing as t
 
@@ -21,6 +22,8 @@ import venvs
 ROOT = venvs.ROOT
 LAB_LOG = venvs.CACHE / "logs" / "lab-build.log"
 MAIN = venvs.CACHE / "venv" / "bin"
+#: Unit tests make and remove very many small files, which keeps a disk busy for longer than all the rest of them takes.
+MEMORY = pathlib.Path("/dev/shm")
 CPUS = str(os.cpu_count() or 1)
 #: Long tests of code that Ansible has no part in, to which one ansible-core is as good as another.
 PURE = (
@@ -41,8 +44,10 @@ PURE = (
 LABS = {"fleet": ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"), "metal": (), "bench": ()}
 
 
-def pytest(name: str, python: pathlib.Path, *arguments: str, log: t.IO[bytes] | None = None) -> subprocess.Popen[bytes]:
-    """Start pytest, its result called ``name``."""
+def pytest(
+    name: str, python: pathlib.Path, *arguments: str, log: t.IO[bytes] | None = None, **variables: str
+) -> subprocess.Popen[bytes]:
+    """Start pytest, its result called ``name``, with these variables in its environment."""
     command = [
         str(python), "-m", "pytest", f"--junit-xml={results.path(name)}", "-p", "no:cacheprovider",
         *arguments,
@@ -53,6 +58,7 @@ def pytest(name: str, python: pathlib.Path, *arguments: str, log: t.IO[bytes] | 
         "ANSIBLE_COLLECTIONS_PATH": str(venvs.CACHE / "pythonpath"),
         "PYTHONPATH": str(venvs.CACHE / "pythonpath"),
         "PYTHONDONTWRITEBYTECODE": "1",
+        **variables,
     }
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
 
@@ -67,7 +73,9 @@ def unit() -> dict[str, bool]:
             if core.main
             else ["-q", "--no-header", "-m", "not one_core", *(f"--ignore-glob=*/{file}" for file in PURE)]
         )
-        outcome[name] = pytest(name, core.bin / "python", "-n", CPUS, *more, "tests/unit").wait() == 0
+        with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder:
+            suite = pytest(name, core.bin / "python", "-n", CPUS, *more, "tests/unit", TMPDIR=folder)
+            outcome[name] = suite.wait() == 0
     return outcome
 
 

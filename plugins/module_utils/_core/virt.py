@@ -151,6 +151,23 @@ def found(lookup: t.Callable[[], t.Any], *missing: int) -> t.Any:
         raise
 
 
+def domains(connection: t.Any, *flags: int, which: int = 0) -> t.Iterator[tuple[t.Any, list[str]]]:
+    """Domains and their XML, once for each of ``flags``; one that goes away while they are asked is left out.
+
+    Args:
+        connection: a ``libvirt.virConnect``.
+        flags: virDomainXMLFlags; none for the XML as it is.
+        which: virConnectListAllDomainsFlags.
+
+    Raises:
+        libvirt.libvirtError: libvirt does not tell.
+    """
+    for domain in connection.listAllDomains(which):
+        texts = found(lambda domain=domain: [domain.XMLDesc(each) for each in flags or (0,)])  # type: ignore[misc]
+        if texts is not None:
+            yield domain, texts
+
+
 _AGENT_TIMEOUT = 10
 
 

@@ -287,8 +287,8 @@ def _missing_networks(connection: t.Any, config: Element) -> tuple[str, ...]:
 def _used(connection: t.Any) -> dict[str, str]:
     """Which guest uses a file."""
     used = {}
-    for found in connection.listAllDomains():
-        root = xml.parse(found.XMLDesc(virt.libvirt.VIR_DOMAIN_XML_INACTIVE if found.isPersistent() else 0))
+    for found, (text,) in virt.domains(connection, virt.libvirt.VIR_DOMAIN_XML_INACTIVE):
+        root = xml.parse(text)
         used.update({str(element.get("file")): found.name() for element in root.iter("source") if element.get("file")})
         used.update({str(element.text): found.name() for element in root.iter("nvram") if element.text})
     return used

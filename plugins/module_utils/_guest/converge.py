@@ -92,15 +92,21 @@ def _all(uri: str, names: list[str] | None, read_only: bool) -> list[dict[str, t
         else:
             with virt.saying("Cannot look the guests up"):
                 found = [_find(connection, name) for name in names]
-        return sorted((_told(each) for each in found if each is not None), key=lambda guest: guest["name"])
+        told = (_told(each) for each in found if each is not None)
+        return sorted((guest for guest in told if guest is not None), key=lambda guest: guest["name"])
 
 
 def _find(connection: t.Any, name: str) -> t.Any:
     return virt.found(lambda: connection.lookupByName(name))
 
 
-def _told(found: t.Any) -> dict[str, t.Any]:
-    guest = read.guest(found, secrets=False)
+def _told(found: t.Any) -> dict[str, t.Any] | None:
+    try:
+        guest = read.guest(found, secrets=False)
+    except PhyllomeError as exc:
+        if exc.facts.get("libvirt_code") == virt.libvirt.VIR_ERR_NO_DOMAIN:
+            return None  # it went away after it was found, as one does that moves
+        raise
     return domain.report(guest, waiting.addresses(found, guest.live))
 
 

@@ -187,13 +187,12 @@ _Has = tuple[str, set[str], tuple[plug.Rule, ...]]
 
 def _guests(connection: t.Any, there: Guest | None) -> t.Iterator[_Has]:
     """Other guests, what they have, running or defined, and their rules."""
-    for other in connection.listAllDomains():
+    for other, texts in virt.domains(connection, 0, virt.libvirt.VIR_DOMAIN_XML_INACTIVE):
         if there is not None and other.UUIDString() == there.uuid:
             continue
         rules: tuple[plug.Rule, ...] = ()
         owned: set[str] = set()
-        for flags in (0, virt.libvirt.VIR_DOMAIN_XML_INACTIVE):
-            root = xml.parse(other.XMLDesc(flags))
+        for root in map(xml.parse, texts):
             rules = plug.rules(root)
             held = [*root.findall("devices/hostdev"), *root.findall("devices/interface[@type='hostdev']")]
             owned |= {name for name in map(host_device, held) if name}

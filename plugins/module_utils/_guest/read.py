@@ -190,8 +190,8 @@ def linked(connection: t.Any) -> dict[str, tuple[str, ...]]:
     """
     based: dict[str, tuple[str, ...]] = {}
     with virt.saying("Cannot list the guests"):
-        for found in connection.listAllDomains():
-            ours = domain.marker(xml.parse(found.XMLDesc(0)))
+        for found, (text,) in virt.domains(connection):
+            ours = domain.marker(xml.parse(text))
             if ours is not None and ours.origin is not None and ours.origin.method == "linked":
                 based[ours.origin.uuid] = (*based.get(ours.origin.uuid, ()), found.name())
     return based

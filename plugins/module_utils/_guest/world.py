@@ -346,7 +346,8 @@ class Look:
         for other in self.connection.listAllDomains():
             if other.UUIDString() == there.uuid:
                 continue
-            sources = {source for root in _roots(other) for source in self._sources(root)}
+            roots = virt.found(lambda other=other: [*_roots(other)]) or ()  # type: ignore[misc]
+            sources = {source for root in roots for source in self._sources(root)}
             below = {os.path.realpath(file) for path, form in sources for file in (path, *storage.chain(path, form))}
             for path in below & set(real):
                 users[real[path]] += (other.name(),)

@@ -553,11 +553,7 @@ class Mover:
         there = self.pair.destination
         with virt.saying(f"Cannot remove from {there.name} what an earlier try has left there"):
             connection = there.connection
-            used = {
-                path
-                for domain in connection.listAllDomains()
-                for path in paths(virt.found(lambda domain=domain: domain.XMLDesc(0)))  # type: ignore[misc]
-            }
+            used = {path for dummy, (text,) in virt.domains(connection) for path in paths(text)}
             for name, path in record.pieces.items():
                 if name.startswith("disks.") and name.count(".") > 1:  # below a disk, and not made there
                     continue

@@ -181,16 +181,10 @@ def _driver(node: xml.Element | None) -> str:
 def _owners(connection: t.Any, uuid: str) -> dict[str, tuple[str, ...]]:
     """Names of the other guests that have a device, running or defined, by what it is."""
     owners: dict[str, tuple[str, ...]] = {}
-    for domain in connection.listAllDomains():
-        if domain.UUIDString() == uuid:
-            continue
-        has = {
-            device.now
-            for flags in (0, virt.libvirt.VIR_DOMAIN_XML_INACTIVE)
-            for device in of(xml.parse(domain.XMLDesc(flags)))
-        }
-        for now in has:
-            owners[now] = (*owners.get(now, ()), domain.name())
+    for domain, texts in virt.domains(connection, 0, virt.libvirt.VIR_DOMAIN_XML_INACTIVE):
+        if domain.UUIDString() != uuid:
+            for now in {device.now for text in texts for device in of(xml.parse(text))}:
+                owners[now] = (*owners.get(now, ()), domain.name())
     return owners
 
 

@@ -296,9 +296,8 @@ def _room(disks: t.Sequence[Disk]) -> t.Iterator[tuple[str, str, str]]:
 def _needed_by_others(connection: t.Any, uuid: str) -> set[str]:
     """Files that disks of the other guests of this host are or stand on."""
     needed: set[str] = set()
-    for domain in connection.listAllDomains():
-        text = virt.found(lambda domain=domain: domain.XMLDesc(virt.libvirt.VIR_DOMAIN_XML_INACTIVE))  # type: ignore[misc]
-        if text is None or domain.UUIDString() == uuid:
+    for domain, (text,) in virt.domains(connection, virt.libvirt.VIR_DOMAIN_XML_INACTIVE):
+        if domain.UUIDString() == uuid:
             continue
         for disk in parse_guest(xml.parse(text)).disks:
             needed.add(disk.path)

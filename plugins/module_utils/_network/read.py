@@ -10,7 +10,6 @@ PRIVATE to the collection: no promise of stability for users outside of it.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import ipaddress
 import typing as t
 
@@ -98,9 +97,8 @@ def _users(connection: t.Any, name: str, root: xml.Element) -> tuple[str, ...]:
     bridge = xml.first(root, "bridge")
     own = None if bridge is None else bridge.get("name")
     users = set()
-    for domain in connection.listAllDomains(virt.libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
-        described = virt.found(functools.partial(domain.XMLDesc, 0))
-        for source in xml.parse(described).findall("devices/interface/source") if described else ():
+    for domain, (text,) in virt.domains(connection, which=virt.libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
+        for source in xml.parse(text).findall("devices/interface/source"):
             if source.get("network") == name or (own and source.get("bridge") == own):
                 users.add(domain.name())
     return tuple(sorted(users))

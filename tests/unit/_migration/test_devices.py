@@ -90,7 +90,7 @@ class Connection:
     def __init__(self, *domains):
         self._domains = domains
 
-    def listAllDomains(self):
+    def listAllDomains(self, flags=0):
         return [Domain("self", "bus='0x43'"), *self._domains]
 
     def listAllDevices(self, flag):

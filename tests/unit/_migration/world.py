@@ -133,7 +133,7 @@ class Host:
     def getDomainCapabilities(self, *dummy: t.Any) -> str:
         return "<domainCapabilities/>"
 
-    def listAllDomains(self) -> list[Domain]:
+    def listAllDomains(self, flags: int = 0) -> list[Domain]:
         return list(self.domains.values())
 
     def lookupByName(self, name: str) -> Domain:

@@ -125,7 +125,10 @@ guests:
       type: list
       elements: dict
     hostdevs:
-      description: C(id), and the C(device) of the host, for example V(pci 0000:01:00.0); network cards of the host among them.
+      description:
+        - C(id), and the C(device) of the host, for example V(pci 0000:01:00.0); network cards of the host among them.
+        - Whether it is C(defined). One that is not was only plugged into the running guest, and is gone when that is off; one that is may
+          wait for the next start.
       type: list
       elements: dict
     plugs:

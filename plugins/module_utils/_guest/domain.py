@@ -283,6 +283,19 @@ def pending(live: Element | None, config: Element) -> list[dict[str, t.Any]]:
     return waiting
 
 
+def _host_devices(now: Element, config: Element) -> list[dict[str, t.Any]]:
+    """The devices of the host that a guest has or will have, each once."""
+    has, gets = (
+        [
+            {"id": device_id(found), "device": host_device(found)}
+            for found in (*HOSTDEVS.elements(root), *root.findall("devices/interface[@type='hostdev']"))
+        ]
+        for root in (now, config)
+    )
+    every = has + [one for one in gets if one not in has]
+    return [{**one, "defined": one in gets} for one in every]
+
+
 def _change(path: str, before: t.Any, after: t.Any) -> dict[str, t.Any]:
     return {"path": path, "from": before, "to": after}
 
@@ -359,10 +372,7 @@ def report(guest: t.Any, addresses: t.Sequence[str]) -> dict[str, t.Any]:
             }
             for found in NETWORKS.elements(now)
         ],
-        "hostdevs": [
-            {"id": device_id(found), "device": host_device(found)}
-            for found in (*HOSTDEVS.elements(now), *now.findall("devices/interface[@type='hostdev']"))
-        ],
+        "hostdevs": _host_devices(now, config),
         "plugs": [
             {
                 "id": rule.id,

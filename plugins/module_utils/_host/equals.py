@@ -26,23 +26,28 @@ class Unequal(Exception):
 
 
 def of(guest: Facts) -> dict[str, str]:
-    """Addresses of a guest's PCI devices, by what ``vm_migrate`` calls them.
+    """Addresses of the PCI devices in a guest's definition, by what ``vm_migrate`` calls them.
 
     Args:
         guest: as phyllome_vm_info tells of it.
     """
-    found = (((one["id"] or one["device"][len(_PCI) :]), one["device"]) for one in guest.get("hostdevs") or ()
-             if (one["device"] or "").startswith(_PCI))  # fmt: skip
-    return {name: device[len(_PCI) :] for name, device in found}
+    found = ((one["id"], address) for one, address in _held(guest) if one["defined"])
+    return {str(name or address): address for name, address in found}
+
+
+def _held(guest: Facts) -> t.Iterator[tuple[Facts, str]]:
+    """PCI devices that a guest has, or gets when it starts, with their addresses."""
+    for one in guest.get("hostdevs") or ():
+        if (one["device"] or "").startswith(_PCI):
+            yield one, one["device"][len(_PCI) :]
 
 
 def exchangeable(guest: Facts) -> bool:
     """Whether a guest has devices of its host, and all are such that another host can have their equals.
 
-    Those that come and go by themselves do not count: no definition has them.
+    Those that were only plugged into the running guest do not count: it is shut down for the move.
     """
-    rules = {rule["id"] for rule in guest.get("plugs") or ()}
-    held = [one["device"] or "" for one in guest.get("hostdevs") or () if one["id"] not in rules]
+    held = [one["device"] or "" for one in guest.get("hostdevs") or () if one["defined"]]
     return bool(held) and all(one.startswith(_PCI) for one in held)
 
 
@@ -83,7 +88,7 @@ def free(there: Facts | None, guests: t.Iterable[Facts], besides: str = "") -> d
         return {}
     groups = {one["id"]: one for one in there["groups"]}
     drivers = {one["address"]: one["driver"] for one in there["devices"]}
-    held = {address for guest in guests if guest["uuid"] != besides for address in of(guest).values()}
+    held = {address for guest in guests if guest["uuid"] != besides for dummy, address in _held(guest)}
     found = {}
     for device in there["devices"]:
         group = groups.get(device["group"])

@@ -282,7 +282,10 @@ class Cold:
             flags = lib.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE
             if snapshot.isCurrent():
                 flags |= lib.VIR_DOMAIN_SNAPSHOT_CREATE_CURRENT
-            copy.snapshotCreateXML(snapshot.getXMLDesc(lib.VIR_DOMAIN_SNAPSHOT_XML_SECURE), flags)
+            told = xml.parse(snapshot.getXMLDesc(lib.VIR_DOMAIN_SNAPSHOT_XML_SECURE))
+            for former in (*told.findall("domain"), *told.findall("inactiveDomain")):
+                devices.exchange(former, self.order.hostdevs)  # who goes back to it has this host's, too
+            copy.snapshotCreateXML(xml.dump(told), flags)
         for checkpoint in domain.listAllCheckpoints(lib.VIR_DOMAIN_CHECKPOINT_LIST_TOPOLOGICAL):
             copy.checkpointCreateXML(
                 checkpoint.getXMLDesc(lib.VIR_DOMAIN_CHECKPOINT_XML_SECURE), lib.VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE

@@ -186,11 +186,15 @@ def _guest(connection: t.Any, domain: t.Any, sizes: bool, shares: Shares, cold: 
         odd += _odd_snapshots(domain, kept)
     elif kept_files:
         odd += (("snapshots", "it has snapshots of vm_snapshot, which keep more than is in its disks", _COLD),)
+    given = parsed.devices
     if cold:
         for path in ("devices/hostdev", "devices/interface[@type='hostdev']"):
             xml.drop(root, path)  # it gets others at the destination: plan.blockers looks at them
+        # its definition goes; what was only plugged into the running guest does not
+        given = devices.of(xml.parse(domain.XMLDesc(lib.VIR_DOMAIN_XML_INACTIVE)))
     made_of = dataclasses.replace(
         parsed,
+        devices=given,
         disks=tuple(disks),
         obstacles=odd
         + obstacles(

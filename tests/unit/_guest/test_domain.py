@@ -122,6 +122,24 @@ def test_the_report_of_a_running_guest(lab):
     ]
 
 
+def test_the_report_tells_what_is_defined_and_what_is_only_plugged_in(lab):
+    def card(place, bus):
+        return xml.parse(
+            f"<hostdev mode='subsystem' type='pci'><source><address domain='0' bus='{bus}' slot='0' function='0'/></source>"
+            f"<alias name='ua-{place}'/></hostdev>"
+        )
+
+    found = lab.guest("linux", live="linux-live")
+    for root, bus in ((found.config, "0x05"), (found.live, "0x01")):
+        root.find("devices").append(card("both", "0x02"))
+        root.find("devices").append(card("gpu", bus))
+    assert domain.report(found, [])["hostdevs"] == [
+        {"id": "both", "device": "pci 0000:02:00.0", "defined": True},
+        {"id": "gpu", "device": "pci 0000:01:00.0", "defined": False},
+        {"id": "gpu", "device": "pci 0000:05:00.0", "defined": True},
+    ]
+
+
 def judged(lab, *, change=None, **over):
     root = lab.xml("linux")
     if change:

@@ -16,6 +16,7 @@ from ansible_collections.phyllome.virt.plugins.module_utils._core import virt, x
 from ansible_collections.phyllome.virt.plugins.module_utils._core.errors import PhyllomeError
 from ansible_collections.phyllome.virt.plugins.module_utils._migration import (
     copying,
+    devices,
     files,
     journal,
     move,
@@ -26,7 +27,7 @@ from ansible_collections.phyllome.virt.plugins.module_utils._migration import (
     stream,
 )
 from ansible_collections.phyllome.virt.plugins.module_utils._migration.read_way import Way
-from ansible_collections.phyllome.virt.tests.unit._migration.world import UUID, Error, Killed, Snapshot, World
+from ansible_collections.phyllome.virt.tests.unit._migration.world import UUID, Domain, Error, Killed, Snapshot, World
 
 KIB = 1024
 SIZE = 1000 * KIB
@@ -578,3 +579,41 @@ def test_a_snapshot_outside_of_the_disks_is_named_with_what_to_do(play, monkeypa
     ):
         play.run()
     assert play.where() == ["alpha"] and play.at("beta") == []
+
+
+CARD = """<hostdev mode='subsystem' type='pci'><source><address domain='0x0000' bus='0x01' slot='0x00' function='0x0'/></source>
+ <alias name='ua-gpu'/></hostdev>"""
+STICK = "<hostdev mode='subsystem' type='usb'><source><vendor id='0x46f4'/><product id='0x0001'/></source></hostdev>"
+
+
+def test_what_is_defined_is_exchanged_and_what_is_only_plugged_in_does_not_matter(play, monkeypatch):
+    """The card waits for the next start, and a USB stick is in the running guest alone."""
+    offered = lambda connection, uuid, listed, wanted: {one.id: devices.Offered("vfio-pci") for one in listed}  # noqa: E731
+    monkeypatch.setattr(read_offer.devices, "offered", offered)
+    play.domain.running = True
+    live = play.domain.XMLDesc().replace("</devices>", f"{STICK}</devices>")
+    play.domain.root = xml.parse(play.domain.XMLDesc().replace("</devices>", f"{CARD}</devices>"))
+    told, lib = play.domain.XMLDesc, play.world.lib
+    monkeypatch.setattr(
+        play.domain, "XMLDesc", lambda flags=0: live if flags == lib.VIR_DOMAIN_XML_MIGRATABLE else told()
+    )
+    with pytest.raises(PhyllomeError) as caught:
+        play.look(mode="cold")
+    assert [one["what"] for one in caught.value.facts["blockers"]] == ["it has 0000:01:00.0 of this host (gpu)"]
+    # a snapshot has the devices of its time
+    monkeypatch.setattr(
+        Snapshot,
+        "getXMLDesc",
+        lambda self, flags=0: (
+            f"<domainsnapshot><name>{self._name}</name><domain><devices>{CARD}</devices></domain></domainsnapshot>"
+        ),
+    )
+    made = []
+    monkeypatch.setattr(
+        Domain, "snapshotCreateXML", lambda self, text, flags: (made.append(text), self.snapshots.append(text))
+    )
+    play.run(hostdevs={"gpu": "0000:41:00.0"})
+    (moved,) = play.world.hosts["beta"].domains.values()
+    of = lambda root: [(one.id, one.now) for one in devices.of(root)]  # noqa: E731
+    assert of(moved.root) == [("gpu", "0000:41:00.0")]
+    assert [of(xml.parse(text).find("domain")) for text in made] == [[("gpu", "0000:41:00.0")]] * 2

@@ -41,7 +41,7 @@ def iommu(*listed, bound=True):
 
 def user(name="games", **devices):
     """A guest with PCI devices by id; its uuid is the one that a guest of that name gets."""
-    held = [{"id": key, "device": f"pci {address}"} for key, address in devices.items()]
+    held = [{"id": key, "device": f"pci {address}", "defined": True} for key, address in devices.items()]
     return guest(name, uuid=guest_uuid(name), hostdevs=held, migratable=HELD)
 
 
@@ -121,13 +121,19 @@ def test_what_nobody_knows_the_kind_of_has_no_equal():
 
 def test_only_pci_devices_can_be_exchanged():
     assert equals.exchangeable(GAMES) and not equals.exchangeable(guest("web"))
-    usb = {"id": "stick", "device": "usb 46f4:0001"}
-    with_usb = {**GAMES, "hostdevs": [*GAMES["hostdevs"], usb]}
-    assert not equals.exchangeable(with_usb)
-    assert equals.exchangeable({**with_usb, "plugs": [{"id": "stick"}]})
-    assert equals.of(
-        guest("odd", hostdevs=[{"id": None, "device": "pci 0000:02:10.0"}, {"id": "x", "device": None}])
-    ) == {"0000:02:10.0": "0000:02:10.0"}
+    usb = {"id": "stick", "device": "usb 46f4:0001", "defined": True}
+    assert not equals.exchangeable({**GAMES, "hostdevs": [*GAMES["hostdevs"], usb]})
+    assert equals.exchangeable({**GAMES, "hostdevs": [*GAMES["hostdevs"], {**usb, "defined": False}]})
+    odd = [{"id": None, "device": "pci 0000:02:10.0"}, {"id": "x", "device": None}]
+    assert equals.of(guest("odd", hostdevs=[{**one, "defined": True} for one in odd])) == {
+        "0000:02:10.0": "0000:02:10.0"
+    }
+
+
+def test_what_is_only_plugged_in_does_not_go_and_is_nobody_elses():
+    plugged = user("other", gpu="0000:01:00.0")
+    plugged["hostdevs"][0]["defined"] = False
+    assert equals.of(plugged) == {} and equals.free(iommu(*CARD), [plugged]) == {}
 
 
 FLEET = {"alpha": iommu(*CARD), "beta": iommu(("0000:41:00.0", GPU), ("0000:41:00.1", AUDIO)), "gamma": iommu()}
@@ -229,7 +235,7 @@ def test_why_a_guest_with_devices_has_nowhere_to_go(devices, words):
 
 
 def test_other_devices_of_the_host_still_stand_against_it():
-    usb = {**GAMES, "hostdevs": [{"id": "stick", "device": "usb 46f4:0001"}]}
+    usb = {**GAMES, "hostdevs": [{"id": "stick", "device": "usb 46f4:0001", "defined": True}]}
     assert "it has a device of this host" in emptied([usb], beta=host("beta"))["problems"][0]
 
 

@@ -56,6 +56,11 @@ options:
       - C(phyllome_iommu) of M(phyllome.virt.iommu_facts) with C(devices) and C(groups), by host; anything else for a host that did not tell.
       - A guest with PCI devices goes where devices of the same vendor, kind and card are with VFIO and free. Without this it goes nowhere.
     type: dict
+  inventory:
+    description: The inventory's C(phyllome_guests). The devices that they are declared with at a host are given to nobody else there.
+    type: list
+    elements: dict
+    default: []
 """
 
 EXAMPLES = r"""
@@ -86,6 +91,7 @@ def evacuation(
     apart: t.Any = (),
     running_only: bool = False,
     devices: t.Any = None,
+    inventory: t.Any = (),
 ) -> dict[str, t.Any]:
     """See DOCUMENTATION."""
     for option, groups in (("phyllome_together", together), ("phyllome_apart", apart)):
@@ -103,6 +109,7 @@ def evacuation(
         apart,
         bool(running_only),
         equals.told(devices),
+        inventory,
     )
 
 

@@ -49,9 +49,15 @@ options:
   devices:
     description:
       - C(phyllome_iommu) of M(phyllome.virt.iommu_facts) with C(devices) and C(groups), by host; anything else for a host that did not tell.
-      - A guest with PCI devices gets those that O(declared) names, else what is of the same vendor, kind and card, with VFIO and free.
+      - A guest with PCI devices gets those that O(inventory) names, else what is of the same vendor, kind and card, with VFIO and free.
       - Without this no devices are exchanged, and M(phyllome.virt.vm_migrate) refuses to move the guest.
     type: dict
+  inventory:
+    description:
+      - The inventory's C(phyllome_guests). A guest gets the devices that it is declared with at the host where it goes, and none that another
+        guest is declared with there. The default is O(declared).
+    type: list
+    elements: dict
 """
 
 EXAMPLES = r"""
@@ -74,11 +80,17 @@ _value:
 
 
 def moves(
-    names: t.Any, to: str, found: t.Any, declared: t.Any = None, evacuated: t.Any = (), devices: t.Any = None
+    names: t.Any,
+    to: str,
+    found: t.Any,
+    declared: t.Any = None,
+    evacuated: t.Any = (),
+    devices: t.Any = None,
+    inventory: t.Any = None,
 ) -> dict[str, t.Any]:
     """See DOCUMENTATION."""
     answers = {host: guests if isinstance(guests, list) else None for host, guests in found.items()}
-    return placement.moves([*names], to, answers, declared, [*evacuated], equals.told(devices))
+    return placement.moves([*names], to, answers, declared, [*evacuated], equals.told(devices), inventory)
 
 
 class FilterModule:

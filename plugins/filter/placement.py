@@ -50,7 +50,8 @@ options:
     version_added: 0.2.0
     description:
       - C(phyllome_iommu) of M(phyllome.virt.iommu_facts) with C(devices) and C(groups), by host; anything else for a host that did not tell.
-      - A guest with PCI devices gets those that it is declared with, else what is of the same vendor, kind and card, with VFIO and free.
+      - A guest with PCI devices gets those that it is declared with, else what is of the same vendor, kind and card, with VFIO, free, and not
+        what another guest is declared with.
       - Without this no devices are exchanged, and M(phyllome.virt.vm_migrate) refuses to move the guest.
     type: dict
 """

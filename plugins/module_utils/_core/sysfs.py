@@ -24,6 +24,8 @@ PAGE = 4096
 """Bytes: no sysfs attribute is longer (https://docs.kernel.org/filesystems/sysfs.html)."""
 PCI_ADDRESS = re.compile(r"^([0-9a-f]{4,8}):([0-9a-f]{2}):([01][0-9a-f])\.([0-7])\Z")
 """Domain, bus, device, function. A domain behind Intel VMD has five digits."""
+MANAGED_DMA = ("pcieport", "pci-stub")
+"""Drivers that share an IOMMU group with VFIO (driver_managed_dma of struct pci_driver)."""
 LINK = ("current_link_speed", "current_link_width", "max_link_speed", "max_link_width")
 """Attributes of a function on PCI Express, of https://docs.kernel.org/ABI/testing/sysfs-bus-pci.html."""
 _NUMBER = re.compile(r"^-?(?:0[xX][0-9a-fA-F]{1,16}|[0-9]{1,20})$")
@@ -317,3 +319,8 @@ def _is_mounted(base: str, name: str) -> bool:
 def pci_functions(path: str) -> tuple[str, ...]:
     """The addresses of the PCI functions on a device's path, the outermost first."""
     return tuple(part for part in path.split("/") if PCI_ADDRESS.match(part))
+
+
+def is_vfio(driver: str | None) -> bool:
+    """Whether a driver gives the device to VFIO: vfio-pci or one of its variants, such as mlx5_vfio_pci."""
+    return driver is not None and "vfio" in driver.replace("-", "_").split("_")

@@ -13,12 +13,16 @@ PRIVATE to the collection: no promise of stability for users outside of it.
 from __future__ import annotations
 
 import collections
+import re
 import typing as t
 
 Facts = t.Mapping[str, t.Any]
 
 DEVICES = "free VFIO devices"
 _PCI = "pci "
+_SHORT = re.compile(r"[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
+_UNUSABLE = frozenset({"bridge_driver", "platform", "noiommu", "unknown_group"})
+"""What iommu_facts says of a group that no guest can have, though all that it could have of it is with VFIO."""
 
 
 class Unequal(Exception):
@@ -94,6 +98,8 @@ def free(there: Facts | None, guests: t.Iterable[Facts], besides: str = "") -> d
         group = groups.get(device["group"])
         if group is None or device["address"] not in group["endpoints"] or device["driver"] is None:
             continue
+        if not _UNUSABLE.isdisjoint(one["code"] for one in group["reasons"]):
+            continue
         hosted = any(drivers[address] is not None for address in group["bind_set"])
         if device["address"] not in group["bind_set"] and not hosted and held.isdisjoint(group["endpoints"]):
             found[device["address"]] = device
@@ -168,12 +174,20 @@ def _places(wanted: t.Mapping[str, str], left: t.Mapping[str, Facts]) -> t.Itera
 def _named(name: str, value: str, there: Facts | None) -> str:
     """The address of a device that is named by its address or its identity."""
     if "@" not in value:
-        return value
-    found = [one["address"] for one in there["devices"] if one["identity"]["key"] == value] if there else []
+        return place(value)
+    if there is None:
+        raise Unequal("what devices it has is not known")
+    found = [one["address"] for one in there["devices"] if one["identity"]["key"] == value]
     if len(found) != 1:
         many = f"{len(found)} devices" if found else "no device"
         raise Unequal(f"it has {many} {value}, as which hostdevs.{name}.pci is declared")
     return found[0]
+
+
+def place(value: str) -> str:
+    """An address, however it is written, as iommu_facts writes it; an identity as it is."""
+    low = value.lower()
+    return value if "@" in value else f"0000:{low}" if _SHORT.fullmatch(low) else low
 
 
 def told(devices: t.Mapping[str, t.Any] | None) -> dict[str, Facts | None] | None:
@@ -189,19 +203,34 @@ class Exchange:
     Args:
         found: the guests of every host, as phyllome_vm_info tells of them; None for a host that did not answer.
         devices: ``phyllome_iommu`` by host; None for a host that did not tell.
+        declared: addresses and identities of devices that guests are declared with, by host and name of the guest: nobody
+            else gets them.
     """
 
     def __init__(
-        self, found: t.Mapping[str, t.Sequence[Facts] | None], devices: t.Mapping[str, Facts | None] | None
+        self,
+        found: t.Mapping[str, t.Sequence[Facts] | None],
+        devices: t.Mapping[str, Facts | None] | None,
+        declared: t.Mapping[str, t.Mapping[str, t.Collection[str]]] | None = None,
     ) -> None:
-        self.found, self.devices = found, devices or {}
+        self.found, self.devices, self.declared = found, devices or {}, declared or {}
         self.given: dict[str, list[str]] = collections.defaultdict(list)
+        self._free: dict[str, dict[str, Facts]] = {}
 
-    def free(self, host: str, besides: str = "") -> dict[str, Facts]:
-        """What a guest can get there; its uuid is ``besides``, for what it has there already."""
-        devices = free(self.devices.get(host), self.found.get(host) or (), besides)
-        groups = {devices[address]["group"] for address in self.given[host] if address in devices}
-        return {address: device for address, device in devices.items() if device["group"] not in groups}
+    def free(self, host: str, guest: Facts | None = None) -> dict[str, Facts]:
+        """What a guest can get there, which may have some of it there already."""
+        there, guests = self.devices.get(host), self.found.get(host) or ()
+        if host not in self._free:
+            self._free[host] = free(there, guests)
+        found = self._free[host]
+        if guest is not None and any(one["uuid"] == guest["uuid"] for one in guests):
+            found = free(there, guests, guest["uuid"])
+        taken = {*self.given[host]}
+        for name, places in self.declared.get(host, {}).items():
+            taken.update(() if guest is not None and guest["name"] == name else map(place, places))
+        every = there["devices"] if there is not None and taken else ()
+        groups = {one["group"] for one in every if one["address"] in taken or one["identity"]["key"] in taken}
+        return {address: device for address, device in found.items() if device["group"] not in groups}
 
     def room(self, host: str) -> dict[str, int]:
         """How many there are of each kind, by words for it."""
@@ -216,9 +245,9 @@ class Exchange:
         return _counted(kinds(guest, self.devices.get(host)).values())
 
     def against(self, guest: Facts, source: str, destination: str) -> str | None:
-        """Why the guest cannot have its devices' equals there, were it the only one to go; None when it can."""
+        """Why the guest cannot have its devices' equals there, were it the next one to go; None when it can."""
         try:
-            Exchange(self.found, self.devices).give(guest, source, destination)
+            self._chosen(guest, source, destination, {})
         except Unequal as reason:
             return str(reason)
         return None
@@ -227,6 +256,9 @@ class Exchange:
         self, guest: Facts, source: str, destination: str, said: t.Mapping[str, str] | None = None
     ) -> dict[str, t.Any]:
         """``hostdevs`` of the guest's move, nothing for one without; nobody else gets them then.
+
+        There is nothing either for one whose move was begun and finds no equals any more: it may be off and fenced, and
+        vm_migrate, which knows how far it came, ends the move or takes it back.
 
         Args:
             guest: as phyllome_vm_info tells of it at the source.
@@ -237,12 +269,20 @@ class Exchange:
         """
         if not of(guest):
             return {}
-        # where its move was begun it has some already
-        begun = next((one for one in self.found.get(destination) or () if one["uuid"] == guest["uuid"]), {})
-        there, left = self.devices.get(destination), self.free(destination, guest["uuid"])
-        chosen = choose(guest, self.devices.get(source), there, left, {**(said or {}), **of(begun)})
+        try:
+            chosen = self._chosen(guest, source, destination, said or {})
+        except Unequal:
+            if (guest.get("migration") or {"phase": "done"})["phase"] == "done":
+                raise
+            return {}
         self.given[destination] += chosen.values()
         return {"hostdevs": chosen}
+
+    def _chosen(self, guest: Facts, source: str, destination: str, said: t.Mapping[str, str]) -> dict[str, str]:
+        # where its move was begun it has some already
+        begun = next((one for one in self.found.get(destination) or () if one["uuid"] == guest["uuid"]), {})
+        here, there = self.devices.get(source), self.devices.get(destination)
+        return choose(guest, here, there, self.free(destination, guest), {**said, **of(begun)})
 
 
 def _counted(found: t.Iterable[str | None]) -> dict[str, int]:

@@ -14,12 +14,12 @@ import typing as t
 
 from .._boot.bindings import read_bindings
 from .._boot.read import read_boot
-from .._core.sysfs import Tree
+from .._core.sysfs import Tree, is_vfio
 from .._host.judge import judge_use
 from .._host.read import read_identity, read_nodes, read_use
 from .catalogue import Catalogue, read_catalogue
 from .diagnose import judge_host, judge_iommu, judge_vfio
-from .judge import is_vfio, judge_hardware
+from .judge import judge_hardware
 from .read import Hardware, Iommu, read_hardware, read_iommu
 
 SCHEMA_VERSION = 1

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import typing as t
 
-from .._core.sysfs import PCI_ADDRESS
+from .._core.sysfs import MANAGED_DMA, PCI_ADDRESS, is_vfio
 from .._host.judge import HostUse
 from .._host.read import Identity
 from .catalogue import Catalogue
@@ -62,16 +62,10 @@ _NO_USE = ("platform", "rmrr", "other_member", "bridge_driver", "noiommu", "has_
 _OWN = ("platform", "no_reset")
 # Drivers with driver_managed_dma: a bridge that has one does not stand in the way of its group (Linux 5.19,
 # https://docs.kernel.org/driver-api/vfio.html).
-_MANAGED_DMA = ("pcieport", "pci-stub")
 _ACS_BITS = ("SV", "TB", "RR", "CR", "UF", "EC", "DT")
 # A base class that cannot carry a disk, or a network interface, of the host.
 _NO_STORAGE = ("03", "04", "09", "0d")
 _NO_NETWORK = ("01", "03", "04", "05", "09")
-
-
-def is_vfio(driver: str | None) -> bool:
-    """Whether a driver gives the device to VFIO: vfio-pci or one of its variants, such as mlx5_vfio_pci."""
-    return driver is not None and "vfio" in driver.replace("-", "_").split("_")
 
 
 class _Hazards:
@@ -208,7 +202,7 @@ class _Hardware:
             elif self._is_platform(device) and not is_vfio(device.driver):
                 if not device.driver_known:
                     found["unknown_driver"] = (name, [f"the driver of {name} could not be read"])
-                elif device.driver and device.driver not in _MANAGED_DMA:
+                elif device.driver and device.driver not in MANAGED_DMA:
                     code = "bridge_driver" if device.bridge else "platform"
                     found[code] = (name, [f"{name} ({class_name(device.class_code)}) is driven by {device.driver}"])
         return found

@@ -14,6 +14,7 @@ import re
 import typing as t
 
 from .._core import virt, xml
+from .._core.sysfs import MANAGED_DMA, is_vfio
 
 _ALIAS = "ua-"
 _PCI = re.compile(r"([0-9a-f]{4}):([0-9a-f]{2}):([0-9a-f]{2})\.([0-7])")
@@ -145,25 +146,9 @@ def offered(
     return found
 
 
-VARIANTS = (
-    "mlx5_vfio_pci",
-    "hisi_acc_vfio_pci",
-    "pds_vfio_pci",
-    "virtio_vfio_pci",
-    "nvgrace_gpu_vfio_pci",
-    "qat_vfio_pci",
-)
-"""VFIO drivers of single kinds of devices (drivers/vfio/pci of Linux)."""
-
-
-def with_vfio(driver: str) -> bool:
-    """Whether a driver is one that gives devices to guests."""
-    return driver in ("vfio-pci", *VARIANTS)
-
-
 def _hosted(driver: str) -> bool:
-    """Whether a group with such a driver in it can have no guest: those of bridges do no harm (drivers/vfio/vfio_main.c)."""
-    return driver not in ("", "pcieport", "pci-stub") and not with_vfio(driver)
+    """Whether a group with such a driver in it can have no guest: those of bridges do no harm."""
+    return driver not in ("", *MANAGED_DMA) and not is_vfio(driver)
 
 
 def _node(connection: t.Any, address: str) -> xml.Element | None:

@@ -19,7 +19,7 @@ import typing as t
 
 from .._host import equals
 from .._host.compare import guest_reasons
-from .placement import unfinished
+from .placement import reserved_devices, unfinished
 from .plan import grown, shown_size
 
 Facts = t.Mapping[str, t.Any]
@@ -58,6 +58,7 @@ def evacuate(
     apart: t.Sequence[t.Sequence[str]] = (),
     running_only: bool = False,
     devices: t.Mapping[str, Facts | None] | None = None,
+    inventory: t.Sequence[Facts] = (),
 ) -> dict[str, t.Any]:
     """Who goes where.
 
@@ -69,6 +70,7 @@ def evacuate(
         apart: groups of guests of which no two are ever to be on one host.
         running_only: leave guests that are off where they are.
         devices: ``phyllome_iommu`` by host; None for a host that did not tell, and where it was not asked for.
+        inventory: the inventory's guests: what they are declared with at a host nobody else gets there.
 
     Returns:
         ``moves`` by destination ({guest, source, destination, hostdevs}; the biggest first), ``guests`` (names of all that
@@ -85,9 +87,7 @@ def evacuate(
         for other, one in facts.items()
         if other != host and one is not None and found.get(other) is not None and one.get("evacuated") is None
     }
-    exchange = equals.Exchange(found, devices)
-    for other, one in free.items():
-        one.update(exchange.room(other))
+    exchange = equals.Exchange(found, devices, reserved_devices(inventory))
     own = facts.get(host)
     kept: dict[str, str] = ((own or {}).get("evacuated") or {}).get("destinations") or {}
     pinned: dict[str, str] = {}
@@ -97,6 +97,10 @@ def evacuate(
             pin = kept.get(guest["name"])
         if pin:
             pinned[guest["name"]] = pin
+    # what these get is nobody else's; where they find nothing any more vm_migrate knows what became of them
+    gets = {guest["name"]: _given(exchange, guest, host, pinned, []) for guest in goers if guest["name"] in pinned}
+    for other, one in free.items():
+        one.update(exchange.room(other))
     there = {
         name: other
         for other, guests in found.items()
@@ -112,7 +116,7 @@ def evacuate(
     if own is None and rest:
         problems.append(f"What {host} is could not be found out. Run this as root, and phyllome.virt.site first.")
     if problems or own is None:
-        return _nothing(problems) if problems or rest else _answer(pinned, goers, host, exchange, [])
+        return _nothing(problems) if problems or rest else _answer(pinned, goers, host, exchange, [], gets)
     units = [_unit(members, host, facts, free, exchange, there, together, apart) for members in _joined(rest, together)]
     calm = {other: _unclaimed(facts[other] or {}) for other in free}
     chosen = _search(units, free, calm, apart, kept, problems)
@@ -124,11 +128,23 @@ def evacuate(
         for name in unit.names
         if kept.get(name, chosen[name]) != chosen[name]
     ]
-    return _answer({**pinned, **chosen}, goers, host, exchange, rechosen, pinned)
+    return _answer({**pinned, **chosen}, goers, host, exchange, rechosen, gets)
 
 
 def _nothing(problems: list[str]) -> dict[str, t.Any]:
     return {"moves": {}, "guests": [], "bytes": 0, "rechosen": [], "problems": problems}
+
+
+def _given(
+    exchange: equals.Exchange, guest: Facts, host: str, where: t.Mapping[str, str], problems: list[str]
+) -> dict[str, t.Any]:
+    """The devices that a guest gets where it goes."""
+    name, other = guest["name"], where[guest["name"]]
+    try:
+        return exchange.give(guest, host, other)
+    except equals.Unequal as reason:
+        problems.append(f"Guest {name} would go to {other}, which cannot give it equal devices: {reason}.")
+        return {}
 
 
 def _answer(
@@ -137,19 +153,15 @@ def _answer(
     host: str,
     exchange: equals.Exchange,
     rechosen: list[str],
-    first: t.Container[str] = (),
+    gets: t.Mapping[str, t.Mapping[str, t.Any]],
 ) -> dict[str, t.Any]:
     """The moves: first those that were begun, then the biggest, so that the last one does not take the longest."""
     moves: dict[str, list[dict[str, t.Any]]] = {}
-    problems = []
-    for guest in sorted(goers, key=lambda one: (one["name"] not in first, -_bytes(one), one["name"])):
+    problems: list[str] = []
+    for guest in sorted(goers, key=lambda one: (one["name"] not in gets, -_bytes(one), one["name"])):
         name, other = guest["name"], where[guest["name"]]
-        try:
-            gets = exchange.give(guest, host, other)
-        except equals.Unequal as reason:
-            problems.append(f"Guest {name} would go to {other}, which cannot give it equal devices: {reason}.")
-            continue
-        moves.setdefault(other, []).append({"guest": name, "source": host, "destination": other, **gets})
+        more = gets[name] if name in gets else _given(exchange, guest, host, where, problems)
+        moves.setdefault(other, []).append({"guest": name, "source": host, "destination": other, **more})
     if problems:
         return _nothing(problems)
     return {
@@ -293,10 +305,11 @@ def _unit(
             claim = claims.get(guest["uuid"])
             if claim:
                 total.update(needs(guest, claim, target))
-            try:
-                total.update(exchange.needs(guest, host) if exchanged else {})
-            except equals.Unequal as reason:
-                said.append(str(reason))
+            unequal = exchange.against(guest, host, other) if exchanged else None
+            if unequal:
+                said.append(unequal)
+            elif exchanged:
+                total.update(exchange.needs(guest, host))
         against[other] = tuple(dict.fromkeys(said))
         want[other] = dict(total)
     return _Unit(tuple(sorted(names)), want, against)

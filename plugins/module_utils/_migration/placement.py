@@ -28,6 +28,7 @@ def place(
     evacuated: t.Container[str] = (),
     keep_cpu: bool = False,
     devices: t.Mapping[str, Guest | None] | None = None,
+    reserved: t.Sequence[Guest] | None = None,
 ) -> dict[str, t.Any]:
     """What every host has to do so that each guest is where its ``host`` says.
 
@@ -37,6 +38,7 @@ def place(
         evacuated: hosts that are to stay empty: a guest that belongs there stays where it is.
         keep_cpu: what the fleet's CPUs have in common is not known now, so a guest that has it keeps what it has.
         devices: ``phyllome_iommu`` by host; None for a host that did not tell. Without it nobody's devices are exchanged.
+        reserved: guests whose declared devices nobody else gets; those that are ``declared`` where it is not said.
 
     Returns:
         By host: ``moves`` ({guest, destination}, at the guest's source, with ``hostdevs`` where it gets other devices),
@@ -44,7 +46,7 @@ def place(
         has of a host is declared for the one where it belongs) and ``problems`` (one message for each guest that is left
         alone).
     """
-    exchange = equals.Exchange(found, devices)
+    exchange = equals.Exchange(found, devices, reserved_devices(declared if reserved is None else reserved))
     work: dict[str, t.Any] = {host: {"moves": [], "guests": [], "problems": []} for host in found}
     seen: dict[str, dict[str, Guest]] = {}
     for host, guests in found.items():
@@ -147,6 +149,15 @@ def _named(guest: Guest) -> dict[str, str]:
     return {str(one["id"]): str(one["pci"]) for one in listed if one.get("id") and one.get("pci")}
 
 
+def reserved_devices(declared: t.Sequence[Guest]) -> dict[str, dict[str, list[str]]]:
+    """The devices that guests are declared with, by host and guest."""
+    found: dict[str, dict[str, list[str]]] = collections.defaultdict(dict)
+    for guest in declared:
+        if guest.get("state") != "absent":
+            found[str(guest.get("host"))][str(guest.get("name"))] = [*_named(guest).values()]
+    return found
+
+
 def _exchanged(
     exchange: equals.Exchange, guest: Guest, source: str, destination: str, said: t.Mapping[str, str]
 ) -> dict[str, t.Any]:
@@ -176,6 +187,7 @@ def moves(
     declared: t.Sequence[Guest] | None = None,
     evacuated: t.Collection[str] = (),
     devices: t.Mapping[str, Guest | None] | None = None,
+    inventory: t.Sequence[Guest] | None = None,
 ) -> dict[str, t.Any]:
     """What every host has to do so that the named guests are at one host.
 
@@ -187,6 +199,7 @@ def moves(
             there, one that does not exist any more is nobody's loss. None when each name has to be there.
         evacuated: hosts that are to stay empty.
         devices: as for ``place``.
+        inventory: the inventory's guests, for the devices that they are declared with; ``declared`` where it is not said.
 
     Returns:
         ``moves`` ({guest, destination, hostdevs}) by source, ``problems``, and ``at`` (guest → where it belongs).
@@ -207,10 +220,11 @@ def moves(
             entries.append({"name": name, "host": at[name]})
         elif declared is None:
             problems.append(f"Guest {name} is on none of {', '.join(found)}. Correct its name.")
+    known = inventory or declared or ()
     for entry in entries:
-        one = next((one for one in declared or () if one.get("name") == entry["name"]), {})
-        entry["hostdevs"] = one.get("hostdevs")
-    work = place(entries, found, evacuated, devices=devices)
+        one = next((one for one in known if one.get("name") == entry["name"]), {})
+        entry["hostdevs"] = one.get("hostdevs") if one.get("host") == entry["host"] else None
+    work = place(entries, found, evacuated, devices=devices, reserved=known)
     return {
         "moves": {host: todo["moves"] for host, todo in work.items()},
         "problems": problems + [problem for todo in work.values() for problem in todo["problems"]],

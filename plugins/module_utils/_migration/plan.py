@@ -14,7 +14,8 @@ import os
 import typing as t
 
 from .._core.plan import Change, Plan
-from .devices import Device, Offered, with_vfio
+from .._core.sysfs import is_vfio
+from .devices import Device, Offered
 from .judge import ALIVE, Row
 from .read import NVRAM, View
 from .read_guest import Guest
@@ -262,7 +263,7 @@ def _devices(block: t.Callable[[str, str, str], None], there: str, order: Order,
 
 
 def _device(block: t.Callable[[str, str, str], None], there: str, device: Device, new: str, has: Offered) -> None:
-    if device.kind == "pci" and not with_vfio(has.driver):
+    if device.kind == "pci" and not is_vfio(has.driver):
         driver = has.driver or "no driver"
         block("hostdev_used", f"{new} of {there} is not bound to VFIO ({driver})", "Bind it to vfio-pci there.")
     if has.guests:

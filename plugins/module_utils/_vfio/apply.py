@@ -18,8 +18,7 @@ import typing as t
 from .._core.errors import PhyllomeError
 from .._core.files import clear, write
 from .._core.plan import Change, Plan
-from .._core.sysfs import Tree
-from .._iommu.judge import is_vfio
+from .._core.sysfs import Tree, is_vfio
 from . import spec
 from .groups import refusal, said
 from .images import KEPT, Images

@@ -14,8 +14,7 @@ import typing as t
 
 from .._core.errors import PhyllomeError
 from .._core.plan import Change
-from .._core.sysfs import PCI_ADDRESS
-from .._iommu.judge import is_vfio
+from .._core.sysfs import PCI_ADDRESS, is_vfio
 from .groups import Refusal, refusal
 from .ledger import Functions, Ledger
 from .read import World

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import typing as t
 
-from .._iommu.judge import is_vfio
+from .._core.sysfs import is_vfio
 from .ledger import Entry
 from .read import World
 from .spec import LOST, Wanted

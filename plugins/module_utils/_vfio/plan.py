@@ -14,7 +14,7 @@ import typing as t
 
 from .._core.errors import PhyllomeError
 from .._core.plan import Change, Plan
-from .._iommu.judge import is_vfio
+from .._core.sysfs import is_vfio
 from . import functions, groups
 from .ledger import NOTHING, Before, Entry, File, Ledger, digest
 from .persistence import RULES, Content, files, in_initramfs

@@ -14,8 +14,7 @@ import typing as t
 
 from .._core.errors import PhyllomeError
 from .._core.names import check_path
-from .._core.sysfs import PCI_ADDRESS
-from .._iommu.judge import is_vfio
+from .._core.sysfs import PCI_ADDRESS, is_vfio
 
 State = t.Literal["bound", "unbound", "original"]
 

@@ -24,7 +24,7 @@ def iommu(*listed, bound=True):
     groups: dict[int, dict] = {}
     for address, kind, *more in listed:
         group = more[0] if more else int(address[5:7], 16)
-        found = groups.setdefault(group, {"id": group, "endpoints": [], "bind_set": []})
+        found = groups.setdefault(group, {"id": group, "endpoints": [], "bind_set": [], "reasons": []})
         found["endpoints"].append(address)
         found["bind_set"] += [] if bound else [address]
         devices.append(
@@ -45,6 +45,7 @@ def user(name="games", **devices):
     return guest(name, uuid=guest_uuid(name), hostdevs=held, migratable=HELD)
 
 
+JOURNAL = {"op_id": "x", "phase": "arriving", "source": "alpha", "destination": "beta"}
 CARD = (("0000:01:00.0", GPU), ("0000:01:00.1", AUDIO))
 GAMES = user(gpu="0000:01:00.0", audio="0000:01:00.1")
 
@@ -89,7 +90,9 @@ def test_virtual_functions_come_one_by_one_and_are_no_cards():
     assert chosen(there, two, here) == {"one": "0000:41:02.5", "two": "0000:41:03.1"}
 
 
-@pytest.mark.parametrize("how", ["with its own driver", "with another guest", "group mate with the host", "mate given"])
+@pytest.mark.parametrize(
+    "how", ["with its own driver", "with another guest", "group mate with the host", "mate given", "bridge"]
+)
 def test_what_is_not_free_is_not_given(how):
     there = iommu(*CARD, bound=how != "with its own driver")
     guests = []
@@ -98,9 +101,13 @@ def test_what_is_not_free_is_not_given(how):
     elif how == "group mate with the host":
         there["devices"][1]["driver"] = "snd_hda_intel"
         there["groups"][0]["bind_set"] = ["0000:01:00.1"]
+    elif how == "bridge":
+        there["groups"][0]["reasons"] = [{"code": "bridge_driver"}]
     elif how == "mate given":
         guests = [user("other", audio="0000:01:00.1")]
     assert equals.free(there, guests) == {}
+    there["groups"][0]["reasons"] = [{"code": "no_reset"}]
+    assert [*equals.free(iommu(*CARD), [])] == [address for address, dummy in CARD]
 
 
 def test_what_is_declared_is_taken_as_it_stands():
@@ -110,6 +117,17 @@ def test_what_is_declared_is_taken_as_it_stands():
     assert chosen(there, one, gpu=f"{GPU}@0000:42:00.0", more="0000:41:00.0") == {"gpu": "0000:42:00.0"}
     with pytest.raises(equals.Unequal, match="it has no device 10de:2204/1043:87d9@1, as which hostdevs.gpu.pci"):
         chosen(there, one, gpu=f"{GPU}@1")
+    with pytest.raises(equals.Unequal, match="what devices it has is not known"):
+        equals.choose(one, iommu(*CARD), None, {}, {"gpu": f"{GPU}@1"})
+
+
+@pytest.mark.parametrize("written", ["41:00.0", "0000:41:00.0", "41:00.0".upper()])
+def test_what_is_declared_may_be_written_as_for_phyllome_vm(written):
+    two = user(one="0000:01:00.0", two="0000:02:00.0")
+    here = iommu(("0000:01:00.0", NIC), ("0000:02:00.0", NIC))
+    there = iommu(("0000:41:00.0", NIC), ("0000:4a:00.0", NIC))
+    assert chosen(there, two, here, two=written) == {"one": "0000:4a:00.0", "two": "0000:41:00.0"}
+    assert equals.place("4A:00.0") == "0000:4a:00.0" and equals.place(f"{NIC}@Slot") == f"{NIC}@Slot"
 
 
 def test_what_nobody_knows_the_kind_of_has_no_equal():
@@ -182,9 +200,8 @@ def test_no_device_is_given_twice_and_a_begun_move_keeps_its_own():
     got = moves(["old", "new"], "beta", {"alpha": [old, new], "beta": []}, devices={"alpha": here, "beta": there})
     gets = {one["guest"]: one["hostdevs"]["gpu"] for one in got["moves"]["alpha"]}
     assert gets == {"old": "0000:41:00.0", "new": "0000:42:00.0"}
-    journal = {"op_id": "x", "phase": "switching", "source": "alpha", "destination": "beta"}
-    begun = {**user("old", gpu="0000:42:00.0"), "migration": journal}
-    found = {"alpha": [{**old, "migration": journal}], "beta": [begun]}
+    begun = {**user("old", gpu="0000:42:00.0"), "migration": JOURNAL}
+    found = {"alpha": [{**old, "migration": JOURNAL}], "beta": [begun]}
     got = moves(["old"], "beta", found, devices={"alpha": here, "beta": there})
     assert got["moves"]["alpha"][0]["hostdevs"] == {"gpu": "0000:42:00.0"}
 
@@ -213,18 +230,75 @@ def test_devices_are_never_promised_twice():
     got = emptied([GAMES, other], beta=host("beta"), gamma=host("gamma"))
     assert "no place was found for all of them at once" in got["problems"][0] and got["moves"] == {}
     # of each kind there are enough, but not at one place
-    apart = {**FLEET, "beta": iommu(("0000:41:00.0", GPU), ("0000:42:00.1", AUDIO))}
-    got = emptied([GAMES], apart, beta=host("beta"))
-    assert (
-        "Guest games would go to beta, which cannot give it equal devices: it has no" in got["problems"][0]
-        and got["moves"] == {}
+    apart = iommu(("0000:41:00.0", GPU), ("0000:42:00.1", AUDIO))
+    got = emptied([GAMES], {**FLEET, "beta": apart}, beta=host("beta"))
+    assert f"beta: it has no {AUDIO} (audio) with {GPU} (gpu) that is" in got["problems"][0] and got["moves"] == {}
+    got = emptied([GAMES], {**FLEET, "beta": apart, "gamma": FLEET["beta"]}, beta=host("beta"), gamma=host("gamma"))
+    assert [*got["moves"]] == ["gamma"]
+    # for each of two there is one, but not for both
+    one = iommu(("0000:41:00.0", GPU), ("0000:41:00.1", AUDIO), ("0000:42:00.0", GPU), ("0000:43:00.1", AUDIO))
+    got = emptied([GAMES, {**GAMES, "name": "more", "uuid": "uuid-more"}], {**FLEET, "beta": one}, beta=host("beta"))
+    assert "would go to beta, which cannot give it equal devices: it has no" in got["problems"][0]
+    assert got["moves"] == {}
+
+
+def test_a_begun_move_has_its_devices_before_all_others():
+    begun = {**user("old", gpu="0000:01:00.0"), "migration": {**JOURNAL, "phase": "copying"}}
+    new = user("new", gpu="0000:01:00.1")
+    here = iommu(("0000:01:00.0", GPU), ("0000:01:00.1", GPU))
+    one = iommu(("0000:41:00.0", GPU))
+    got = emptied(
+        [new, begun], {"alpha": here, "beta": one, "gamma": one}, beta=host("beta", free=60 << 30), gamma=host("gamma")
     )
+    assert {name: todo[0]["guest"] for name, todo in got["moves"].items()} == {"beta": "old", "gamma": "new"}
+
+
+def test_a_begun_move_that_finds_no_equals_any_more_is_left_to_vm_migrate():
+    """It is off and fenced: vm_migrate ends it or takes it back."""
+    begun = {**GAMES, "migration": {**JOURNAL, "phase": "copying"}}
+    devices = {**FLEET, "beta": iommu()}
+    got = moves(["games"], "beta", {"alpha": [begun], "beta": []}, devices=devices)
+    assert got["moves"]["alpha"] == [{"guest": "games", "destination": "beta"}] and got["problems"] == []
+    got = emptied([begun], devices, beta=host("beta"))
+    assert got["moves"]["beta"] == [{"guest": "games", "source": "alpha", "destination": "beta"}]
+    back = {**GAMES, "migration": {**JOURNAL, "phase": "done"}}
+    assert moves(["games"], "beta", {"alpha": [back], "beta": []}, devices=devices)["problems"]
+
+
+def test_what_another_guest_is_declared_with_is_given_to_nobody_else():
+    there = iommu(("0000:41:00.0", GPU), ("0000:42:00.0", GPU), ("0000:43:00.0", GPU))
+    devices = {"alpha": iommu(("0000:01:00.0", GPU)), "beta": there}
+    one = user("one", gpu="0000:01:00.0")
+    found = {"alpha": [one], "beta": []}
+    declared = [
+        {"name": "one", "host": "beta"},
+        {"name": "new", "host": "beta", "hostdevs": [{"id": "gpu", "pci": "41:00.0"}]},
+        {"name": "more", "host": "beta", "hostdevs": [{"id": "gpu", "pci": f"{GPU}@0000:42:00.0"}]},
+        {"name": "gone", "host": "beta", "state": "absent", "hostdevs": [{"id": "gpu", "pci": "0000:43:00.0"}]},
+    ]
+    got = place(declared, found, devices=devices)
+    assert got["alpha"]["moves"][0]["hostdevs"] == {"gpu": "0000:43:00.0"}
+    got = moves(["one"], "beta", found, devices=devices, inventory=declared)
+    assert got["moves"]["alpha"][0]["hostdevs"] == {"gpu": "0000:43:00.0"}
+    facts = {"alpha": host("alpha", claims=[{**claim("one"), "uuid": one["uuid"]}]), "beta": host("beta")}
+    got = evacuate("alpha", found, facts, devices=devices, inventory=declared)
+    assert got["moves"]["beta"][0]["hostdevs"] == {"gpu": "0000:43:00.0"}
+
+
+def test_a_guest_that_is_moved_by_name_gets_what_it_is_declared_with_there():
+    there = iommu(("0000:41:00.0", GPU), ("0000:42:00.0", GPU))
+    devices = {"alpha": iommu(("0000:01:00.0", GPU)), "beta": there}
+    found = {"alpha": [user("one", gpu="0000:01:00.0")], "beta": []}
+    for declared, gets in (("beta", "0000:42:00.0"), ("alpha", "0000:41:00.0")):
+        known = [{"name": "one", "host": declared, "hostdevs": [{"id": "gpu", "pci": "0000:42:00.0"}]}]
+        got = moves(["one"], "beta", found, devices=devices, inventory=known)
+        assert got["moves"]["alpha"][0]["hostdevs"] == {"gpu": gets}
 
 
 @pytest.mark.parametrize(
     ("devices", "words"),
     [
-        ({**FLEET, "beta": iommu()}, f"beta: it has 0 of free VFIO devices {GPU}, 1 are needed"),
+        ({**FLEET, "beta": iommu()}, f"beta: it has no {AUDIO} (audio) with {GPU} (gpu) that is with VFIO and free"),
         ({**FLEET, "alpha": None}, "what devices its host has is not known"),
         (None, "what devices its host has is not known"),
     ],

@@ -112,7 +112,7 @@ NEW = {"gpu": "0000:41:00.0"}
         ("beta itself uses others of the IOMMU group of 0000:41:00.0: 0000:41:00.1", GPU, NEW,
          Offered("vfio-pci", hosted=("0000:41:00.1",))),
         (None, GPU, NEW, Offered("vfio-pci")),
-        (None, GPU, NEW, Offered("mlx5_vfio_pci")),
+        (None, GPU, NEW, Offered("xe-vfio-pci")),
         ("others have no equal of", Device("scsi", "other", "scsi"), {}, None),
         ("beta has no device 8087:0a2b for bt", Device("bt", "usb", "8087:0a2b"), {}, None),
         (None, Device("bt", "usb", "8087:0a2b"), {}, Offered("usb")),

@@ -14,8 +14,8 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from ansible_collections.phyllome.virt.plugins.module_utils._core.errors import PhyllomeError
-from ansible_collections.phyllome.virt.plugins.module_utils._core.sysfs import Tree
-from ansible_collections.phyllome.virt.plugins.module_utils._iommu.judge import HAZARDS, is_vfio
+from ansible_collections.phyllome.virt.plugins.module_utils._core.sysfs import Tree, is_vfio
+from ansible_collections.phyllome.virt.plugins.module_utils._iommu.judge import HAZARDS
 from ansible_collections.phyllome.virt.plugins.module_utils._vfio import spec
 from ansible_collections.phyllome.virt.plugins.module_utils._vfio.plan import Todo, plan
 from ansible_collections.phyllome.virt.plugins.module_utils._vfio.read import World, read

@@ -96,7 +96,7 @@ def free(there: Facts | None, guests: t.Iterable[Facts], besides: str = "") -> d
     found = {}
     for device in there["devices"]:
         group = groups.get(device["group"])
-        if group is None or device["address"] not in group["endpoints"] or device["driver"] is None:
+        if group is None or device["address"] not in group["endpoints"]:
             continue
         if not _UNUSABLE.isdisjoint(one["code"] for one in group["reasons"]):
             continue

@@ -64,8 +64,7 @@ def place(
             if source != destination:
                 move = {"guest": guest["name"], "destination": destination}
                 if devices is not None:
-                    said = _named(guest) if destination == wanted else {}
-                    move.update(_exchanged(exchange, seen[guest["name"]][source], source, destination, said))
+                    move.update(_exchanged(exchange, seen[guest["name"]][source], source, destination, _named(guest)))
                 work[source]["moves"].append(move)
             if source != destination or guest.get("state") != "absent" or where:
                 kept = {"host", "cpu"} if keep_cpu and where and of_fleet(guest.get("cpu")) else {"host"}

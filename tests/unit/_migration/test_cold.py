@@ -608,12 +608,22 @@ def test_what_is_defined_is_exchanged_and_what_is_only_plugged_in_does_not_matte
             f"<domainsnapshot><name>{self._name}</name><domain><devices>{CARD}</devices></domain></domainsnapshot>"
         ),
     )
-    made = []
-    monkeypatch.setattr(
-        Domain, "snapshotCreateXML", lambda self, text, flags: (made.append(text), self.snapshots.append(text))
-    )
+    monkeypatch.setattr(Domain, "snapshotCreateXML", lambda self, text, flags: self.snapshots.append(text))
     play.run(hostdevs={"gpu": "0000:41:00.0"})
     (moved,) = play.world.hosts["beta"].domains.values()
     of = lambda root: [(one.id, one.now) for one in devices.of(root)]  # noqa: E731
     assert of(moved.root) == [("gpu", "0000:41:00.0")]
-    assert [of(xml.parse(text).find("domain")) for text in made] == [[("gpu", "0000:41:00.0")]] * 2
+    assert [of(xml.parse(text).find("domain")) for text in moved.snapshots] == [[("gpu", "0000:41:00.0")]] * 2
+
+
+def test_a_begun_move_whose_devices_are_gone_is_taken_back(play, monkeypatch):
+    """It is off and fenced then; the playbooks name no devices any more."""
+    offered = lambda connection, uuid, listed, wanted: {one.id: devices.Offered("vfio-pci") for one in listed}  # noqa: E731
+    monkeypatch.setattr(read_offer.devices, "offered", offered)
+    play.domain.root = xml.parse(play.domain.XMLDesc().replace("</devices>", f"{CARD}</devices>"))
+    play.domain.running = True
+    assert play.run(6, hostdevs={"gpu": "0000:41:00.0"}) is None
+    assert not running(play) and not play.startable()
+    with pytest.raises(PhyllomeError, match="Say which one of beta it gets"):
+        play.run()
+    play.restored(running=True)

@@ -77,10 +77,10 @@ def test_two_of_a_kind_are_two():
 
 
 def test_who_needs_more_of_a_slot_chooses_first():
-    both = user(lone="0000:00:1f.0", gpu="0000:01:00.0", audio="0000:01:00.1")
+    both = user(a="0000:00:1f.0", gpu="0000:01:00.0", audio="0000:01:00.1")
     here = iommu(("0000:00:1f.0", GPU), *CARD)
     there = iommu(("0000:05:00.0", GPU), ("0000:05:00.1", AUDIO), ("0000:06:00.0", GPU))
-    assert chosen(there, both, here) == {"gpu": "0000:05:00.0", "audio": "0000:05:00.1", "lone": "0000:06:00.0"}
+    assert chosen(there, both, here) == {"gpu": "0000:05:00.0", "audio": "0000:05:00.1", "a": "0000:06:00.0"}
 
 
 def test_virtual_functions_come_one_by_one_and_are_no_cards():
@@ -117,6 +117,9 @@ def test_what_is_declared_is_taken_as_it_stands():
     assert chosen(there, one, gpu=f"{GPU}@0000:42:00.0", more="0000:41:00.0") == {"gpu": "0000:42:00.0"}
     with pytest.raises(equals.Unequal, match="it has no device 10de:2204/1043:87d9@1, as which hostdevs.gpu.pci"):
         chosen(there, one, gpu=f"{GPU}@1")
+    there["devices"][1]["identity"]["key"] = there["devices"][0]["identity"]["key"]
+    with pytest.raises(equals.Unequal, match="it has 2 devices 10de:2204/1043:87d9@0000:41:00.0, as which"):
+        chosen(there, one, gpu=f"{GPU}@0000:41:00.0")
     with pytest.raises(equals.Unequal, match="what devices it has is not known"):
         equals.choose(one, iommu(*CARD), None, {}, {"gpu": f"{GPU}@1"})
 
@@ -243,14 +246,30 @@ def test_devices_are_never_promised_twice():
 
 
 def test_a_begun_move_has_its_devices_before_all_others():
+    here = iommu(*((f"0000:01:00.{number}", GPU) for number in range(3)))
     begun = {**user("old", gpu="0000:01:00.0"), "migration": {**JOURNAL, "phase": "copying"}}
-    new = user("new", gpu="0000:01:00.1")
-    here = iommu(("0000:01:00.0", GPU), ("0000:01:00.1", GPU))
-    one = iommu(("0000:41:00.0", GPU))
-    got = emptied(
-        [new, begun], {"alpha": here, "beta": one, "gamma": one}, beta=host("beta", free=60 << 30), gamma=host("gamma")
-    )
-    assert {name: todo[0]["guest"] for name, todo in got["moves"].items()} == {"beta": "old", "gamma": "new"}
+    goers = [user("new", gpu="0000:01:00.1"), user("newer", gpu="0000:01:00.2"), begun]
+    devices = {
+        "alpha": here,
+        "beta": iommu(("0000:41:00.0", GPU), ("0000:42:00.0", GPU)),
+        "gamma": iommu(("0000:41:00.0", GPU)),
+    }
+    gamma = host("gamma")
+    gamma["capacity"]["memory"]["claimed"] += 8 << 30  # whoever can goes to beta
+    got = emptied(goers, devices, beta=host("beta"), gamma=gamma)
+    gets = {name: [(one["guest"], one["hostdevs"]["gpu"]) for one in todo] for name, todo in got["moves"].items()}
+    assert gets == {"beta": [("old", "0000:41:00.0"), ("new", "0000:42:00.0")], "gamma": [("newer", "0000:41:00.0")]}
+
+
+def test_a_begun_move_keeps_what_it_has_though_its_devices_have_no_ids():
+    def without(address):
+        held = [{"id": None, "device": f"pci {address}", "defined": True}]
+        return guest("old", hostdevs=held, migration=JOURNAL)
+
+    found = {"alpha": [without("0000:01:00.0")], "beta": [without("0000:41:00.0")]}
+    devices = {"alpha": iommu(("0000:01:00.0", GPU)), "beta": iommu(("0000:41:00.0", GPU))}
+    got = moves(["old"], "beta", found, devices=devices)
+    assert got["moves"]["alpha"][0]["hostdevs"] == {"0000:01:00.0": "0000:41:00.0"}
 
 
 def test_a_begun_move_that_finds_no_equals_any_more_is_left_to_vm_migrate():
@@ -261,6 +280,11 @@ def test_a_begun_move_that_finds_no_equals_any_more_is_left_to_vm_migrate():
     assert got["moves"]["alpha"] == [{"guest": "games", "destination": "beta"}] and got["problems"] == []
     got = emptied([begun], devices, beta=host("beta"))
     assert got["moves"]["beta"] == [{"guest": "games", "source": "alpha", "destination": "beta"}]
+    # it had left between the looks at its host, as the record of the run that was cut off tells
+    own = host("alpha", claims=[])
+    own["evacuated"] = {"guests": ["games"], "destinations": {"games": "beta"}, "by": "evacuate", "before": None}
+    got = evacuate("alpha", {"alpha": [GAMES], "beta": []}, {"alpha": own, "beta": host("beta")}, devices=devices)
+    assert got["moves"]["beta"] == [{"guest": "games", "source": "alpha", "destination": "beta"}]
     back = {**GAMES, "migration": {**JOURNAL, "phase": "done"}}
     assert moves(["games"], "beta", {"alpha": [back], "beta": []}, devices=devices)["problems"]
 
@@ -270,7 +294,7 @@ def test_what_another_guest_is_declared_with_is_given_to_nobody_else():
     devices = {"alpha": iommu(("0000:01:00.0", GPU)), "beta": there}
     one = user("one", gpu="0000:01:00.0")
     found = {"alpha": [one], "beta": []}
-    declared = [
+    declared: list[dict] = [
         {"name": "one", "host": "beta"},
         {"name": "new", "host": "beta", "hostdevs": [{"id": "gpu", "pci": "41:00.0"}]},
         {"name": "more", "host": "beta", "hostdevs": [{"id": "gpu", "pci": f"{GPU}@0000:42:00.0"}]},

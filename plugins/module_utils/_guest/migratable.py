@@ -25,7 +25,7 @@ _DEVICES = (
     # Source: research/migration.md 1.1, "Pre-checks libvirt does"; and what vm_migrate does not carry over yet.
     ("devices/hostdev", "hostdevs", "it has a device of this host", _OUT, False),
     ("devices/interface[@type='hostdev']", "hostdevs", "a network card is one of this host", _OUT, False),
-    ("devices/interface[@type='vdpa']", "hostdevs", "a network card is one of this host", _OUT, False),
+    ("devices/interface[@type='vdpa']", "vdpa", "a network card is a vDPA device of this host", _OUT, False),
     ("devices/filesystem", "filesystems", "it has a directory of this host", _OUT, False),
     ("devices/shmem", "shared_memory", "it shares memory with other guests", _OUT, True),
     ("devices/memory[@model='nvdimm']", "host_memory", "it has persistent memory of this host", _OUT, False),

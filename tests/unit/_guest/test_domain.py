@@ -161,6 +161,7 @@ def _in_disk(tag):
     [
         (_device("<hostdev mode='subsystem' type='pci'/>"), "hostdevs"),
         (_device("<interface type='hostdev'/>"), "hostdevs"),
+        (_device("<interface type='vdpa'/>"), "vdpa"),
         (_device("<filesystem type='mount'/>"), "filesystems"),
         (_device("<shmem name='x'/>"), "shared_memory"),
         (_device("<memory model='nvdimm'/>"), "host_memory"),

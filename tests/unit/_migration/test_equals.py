@@ -15,7 +15,10 @@ from ansible_collections.phyllome.virt.plugins.module_utils._migration.placement
 from ansible_collections.phyllome.virt.tests.unit._host.hosts import claim, guest, host
 
 GPU, AUDIO, NIC, VF = "10de:2204/1043:87d9", "10de:1aef/1043:87d9", "8086:10d3/8086:0", "8086:154c/8086:0"
-HELD = {"possible": False, "reasons": [{"code": "hostdevs", "what": "it has a device of this host", "fix": "out"}]}
+HELD: dict = {
+    "possible": False,
+    "reasons": [{"code": "hostdevs", "what": "it has a device of this host", "fix": "out"}],
+}
 
 
 def iommu(*listed, bound=True):
@@ -335,6 +338,13 @@ def test_why_a_guest_with_devices_has_nowhere_to_go(devices, words):
 def test_other_devices_of_the_host_still_stand_against_it():
     usb = {**GAMES, "hostdevs": [{"id": "stick", "device": "usb 46f4:0001", "defined": True}]}
     assert "it has a device of this host" in emptied([usb], beta=host("beta"))["problems"][0]
+
+
+def test_what_has_no_equal_stands_against_a_guest_beside_what_has_one():
+    """A card of the kind vDPA, which is no PCI device of the guest's."""
+    reasons = [*HELD["reasons"], {"code": "vdpa", "what": "a network card is a vDPA device of this host", "fix": "out"}]
+    both = {**GAMES, "migratable": {"possible": False, "reasons": reasons}}
+    assert "beta: a network card is a vDPA device of this host." in emptied([both], beta=host("beta"))["problems"][0]
 
 
 def test_the_checkup_tells_where_its_devices_have_equals():

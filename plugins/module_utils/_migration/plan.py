@@ -167,8 +167,12 @@ def blockers(order: Order, view: View, guest: Guest, offer: Offer, mode: str, ou
     for name, exists in offer.bridges.items():
         if exists is False:
             block("bridge_missing", f"{there} has no bridge {name}", "Make it there.")
+    mark = view.source.mark
+    shut = (
+        mark is not None and (mark.op_id, mark.phase) == (view.op_id, "copying") and mark.power != "off"
+    )  # for this move
     starts = mode == "live" or order.power_after == "running" or (
-        order.power_after == "same" and view.source.state in ALIVE
+        order.power_after == "same" and (shut or view.source.state in ALIVE)
     )  # fmt: skip
     if starts and offer.memory is not None and guest.memory > offer.memory:
         block(

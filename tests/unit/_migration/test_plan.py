@@ -344,3 +344,14 @@ def test_a_mark_is_no_part_of_the_plan():
     before = plan.plan(ORDER, VIEW, row("running", "absent", "none", "none", False), GUEST)
     again = plan.plan(ORDER, view, row("running", "absent", "none", "moving", False), GUEST)
     assert shown(before) == shown(again)
+
+
+def test_a_guest_that_was_shut_down_for_its_move_still_needs_memory():
+    less = {"memory": 100 * MIB}
+    mark = Mark(OP, "alpha", "beta", 0, "copying", "running", False, fenced=True)
+    (blocker,) = found(view={"state": "off", "mark": mark}, offer=less, mode="cold")
+    assert blocker.code == "memory"
+    replaced = dataclasses.replace
+    for other in (replaced(mark, op_id="another"), replaced(mark, phase="done"), replaced(mark, power="off")):
+        assert found(view={"state": "off", "mark": other}, offer=less, mode="cold") == []
+    assert found({"power_after": "off"}, {"state": "off", "mark": mark}, offer=less, mode="cold") == []

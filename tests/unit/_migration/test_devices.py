@@ -136,3 +136,20 @@ def test_which_drivers_keep_a_group_from_a_guest(monkeypatch, driver, hosts):
     (gpu,) = (one for one in devices.of(xml.parse(GUEST)) if one.id == "gpu")
     found = devices.offered(Connection(), "uuid-self", [gpu], {"gpu": "0000:41:00.0"})
     assert found["gpu"].hosted == (("0000:41:00.1",) if hosts else ())
+
+
+def test_a_device_that_the_host_uses_is_not_said_to_be_a_mate_of_its_own(monkeypatch):
+    own = f"<driver><name>nouveau</name></driver><capability type='pci'>{GROUP}</capability>"
+    monkeypatch.setitem(NODES, "pci_0000_41_00_0", own)
+    (gpu,) = (one for one in devices.of(xml.parse(GUEST)) if one.id == "gpu")
+    found = devices.offered(Connection(), "uuid-self", [gpu], {"gpu": "0000:41:00.0"})
+    assert found["gpu"] == Offered("nouveau", hosted=("0000:41:00.1",))
+
+
+@pytest.mark.parametrize("flags", [0, Lib.VIR_DOMAIN_XML_INACTIVE])
+def test_a_guest_has_what_it_runs_with_and_what_it_is_defined_with(monkeypatch, flags):
+    other = Domain("other")
+    held = GUEST.replace("bus='0x01'", "bus='0x41'")
+    monkeypatch.setattr(other, "XMLDesc", lambda asked: held if asked == flags else "<domain/>")
+    (gpu,) = (one for one in devices.of(xml.parse(GUEST)) if one.id == "gpu")
+    assert devices.offered(Connection(other), "uuid-self", [gpu], {"gpu": "0000:41:00.0"})["gpu"].guests == ("other",)

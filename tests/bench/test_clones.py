@@ -30,12 +30,12 @@ def test_twenty_clones(bare: Site, say: Say) -> None:
         ]
         alpha.run(["sync"])  # what hosts were made of is not written while their clones are
         started = time.monotonic()
-        made = bare.module("phyllome_vm", "alpha", {"guests": guests})
+        made = bare.ansible("phyllome_vm", "alpha", {"guests": guests})
         seconds = time.monotonic() - started
         took[method] = min(seconds, took.get(method, seconds))
         assert not made.get("failed"), made["msg"]
         started = time.monotonic()
-        assert not bare.module("phyllome_vm", "alpha", {"guests": guests})["changed"]
+        assert not bare.ansible("phyllome_vm", "alpha", {"guests": guests})["changed"]
         say(f"{MANY} {method} clones: {seconds:.1f} s; again, nothing to do: {time.monotonic() - started:.1f} s")
         bare.remove(*names)
     alpha.run(["apt-get", "install", "-qy", "--no-install-recommends", "virtinst"])

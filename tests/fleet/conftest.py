@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import pathlib
+import time
 import typing as t
 
 import pytest
@@ -16,8 +17,9 @@ import yaml
 
 from ansible_collections.phyllome.virt.tests.fleet import runner
 from ansible_collections.phyllome.virt.tests.lab import counter
+from ansible_collections.phyllome.virt.tests.lab.errors import LabError
 from ansible_collections.phyllome.virt.tests.lab.fleet import Fleet
-from ansible_collections.phyllome.virt.tests.lab.host import Counter
+from ansible_collections.phyllome.virt.tests.lab.host import UNBOOTED, Counter
 
 SITE = "phyllome.virt.site"
 IMAGE = "/srv/counter.qcow2"
@@ -79,7 +81,11 @@ class Site:
         return self.whole(guests, "--tags", "guests", *arguments)
 
     def module(self, name: str, host: str, arguments: dict[str, t.Any], *flags: str) -> dict[str, t.Any]:
-        """Run one module of the collection on one host."""
+        """Run one module of the collection on one host, without Ansible around it."""
+        return runner.direct(self.fleet.host(host), name, arguments, *flags)
+
+    def ansible(self, name: str, host: str, arguments: dict[str, t.Any], *flags: str) -> dict[str, t.Any]:
+        """The same through the whole of Ansible, for a test that is about what the controller does or shows."""
         return runner.module(f"phyllome.virt.{name}", host, self.inventory([]), arguments, *flags)
 
     def make(self, guest: dict[str, t.Any]) -> None:
@@ -113,6 +119,19 @@ class Site:
     def counted(self, host: str, name: str) -> Counter:
         """What a guest has counted on its disk."""
         return self.fleet.host(host).counter(self.disk(host, name))
+
+    def counts(self, host: str, name: str, beyond: Counter = UNBOOTED) -> Counter:
+        """Wait until a guest has counted beyond a value on its disk, and return how far. A counter never goes back."""
+        deadline = time.monotonic() + 120
+        seen: object = None
+        while time.monotonic() < deadline:
+            try:
+                if (seen := self.counted(host, name)) > beyond:
+                    return seen
+            except LabError as error:  # there is no counter on its disk before it has booted for the first time
+                seen = error
+            time.sleep(0.2)
+        raise AssertionError(f"{name} does not count at {host}: {seen}")
 
     def remove(self, *names: str) -> None:
         """Remove guests with their disks, wherever they are."""

@@ -14,6 +14,7 @@ import sys
 from ansible.module_utils import basic
 
 name, *flags = sys.argv[1:]
+assert set(flags) <= {"--check"}, flags
 given = {**json.load(sys.stdin), "_ansible_check_mode": "--check" in flags, "_ansible_remote_tmp": "/tmp"}
 basic._ANSIBLE_ARGS = json.dumps({"ANSIBLE_MODULE_ARGS": given}).encode()
 basic._ANSIBLE_PROFILE = "legacy"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import pathlib
-import subprocess
 import time
 import typing as t
 
@@ -15,7 +14,6 @@ from ansible_collections.phyllome.virt.tests.lab.errors import LabError
 from ansible_collections.phyllome.virt.tests.lab.paths import STATE, locked
 
 IMAGES = "/var/lib/libvirt/images"
-STEPS = pathlib.Path(__file__).with_name("steps.py")
 
 
 def other(host: str) -> str:
@@ -55,28 +53,17 @@ def files(site: Site, host: str, name: str) -> list[str]:
 Drive = t.Callable[[str, int | str, dict[str, t.Any]], dict[str, t.Any] | None]
 
 
-def drives(site: Site) -> t.Iterator[Drive]:
+def drives(site: Site) -> Drive:
     """Runs a move on a host up to a step: its result, or None when it was killed before that step."""
-    packed = subprocess.run(
-        ["tar", "-C", str(runner.INSTALLED), "-c", "ansible_collections/phyllome"], capture_output=True, check=True
-    ).stdout
-    for host in site.fleet.hosts:
-        host.run(["mkdir", "-p", "/srv/lab"])
-        host.run_bytes(["tar", "-C", "/srv/lab", "-x"], input=packed)
-        host.put(STEPS, "/srv/lab/steps.py")
 
     def run(host: str, step: int | str, parameters: dict[str, t.Any]) -> dict[str, t.Any] | None:
-        done = site.fleet.host(host).run(
-            ["python3", "/srv/lab/steps.py", "/srv/lab", str(step)], input=json.dumps(parameters), check=False
-        )
+        done = runner.inside(site.fleet.host(host), "steps.py", str(step), given=parameters, timeout=300)
         if done.returncode in (-9, 137):
             return None
         assert done.returncode == 0, done.stderr
         return t.cast("dict[str, t.Any]", json.loads(done.stdout))
 
-    yield run
-    for host in site.fleet.hosts:
-        host.run(["rm", "-rf", "/srv/lab"])
+    return run
 
 
 @contextlib.contextmanager

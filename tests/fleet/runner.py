@@ -124,7 +124,7 @@ def playbook(
 
 @functools.cache
 def packed() -> bytes:
-    """An archive of what a host needs to run modules without Ansible around them: see module.py."""
+    """An archive of what a host needs to run modules and moves without Ansible around them: see module.py and steps.py."""
     (ansible,) = (CACHE / "venv" / "lib").glob("python3*/site-packages/ansible")
     leave = shutil.ignore_patterns("__pycache__", "csharp", "facts", "powershell")
     with tempfile.TemporaryDirectory() as scratch:
@@ -134,11 +134,25 @@ def packed() -> bytes:
         )
         shutil.copytree(ansible / "module_utils", folder / "ansible/module_utils", ignore=leave)
         (folder / "ansible/__init__.py").touch()
-        shutil.copy(ROOT / "tests/fleet/module.py", folder)
+        for program in ("module.py", "steps.py"):
+            shutil.copy(ROOT / "tests/fleet" / program, folder)
         # by the Python that the hosts have too: an emulated machine would take long for it
         compiling = ["/usr/bin/python3", "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", "ansible"]
         subprocess.run([*compiling, "ansible_collections/phyllome/virt/plugins"], cwd=folder, check=True)
         return subprocess.run(["tar", "-c", "."], cwd=folder, stdout=subprocess.PIPE, check=True).stdout
+
+
+def inside(
+    host: t.Any, program: str, *arguments: str, given: t.Any, timeout: float
+) -> subprocess.CompletedProcess[str]:
+    """Run a program of that archive on a host of a lab; the first one on a host finds nothing, and has it unpacked there."""
+    folder = "/var/lib/lab"
+    argv, given = ["python3", f"{folder}/{program}", *arguments], json.dumps(given)
+    done = host.run(argv, input=given, check=False, timeout=timeout)
+    if "can't open file" in done.stderr:
+        host.run_bytes(["sh", "-c", 'mkdir -p "$1" && tar -x -C "$1" && sync', "sh", folder], input=packed())
+        done = host.run(argv, input=given, check=False, timeout=timeout)
+    return t.cast("subprocess.CompletedProcess[str]", done)
 
 
 def direct(host: t.Any, name: str, arguments: dict[str, t.Any], *flags: str, timeout: float = 600) -> dict[str, t.Any]:
@@ -146,12 +160,7 @@ def direct(host: t.Any, name: str, arguments: dict[str, t.Any], *flags: str, tim
 
     That takes a tenth of the time. What the rest does with modules and their results, playbooks show.
     """
-    folder = "/var/lib/lab"
-    argv, given = ["python3", f"{folder}/module.py", name, *flags], json.dumps(arguments)
-    done = host.run(argv, input=given, check=False, timeout=timeout)
-    if "can't open file" in done.stderr:  # the first one on this host
-        host.run_bytes(["sh", "-c", 'mkdir -p "$1" && tar -x -C "$1" && sync', "sh", folder], input=packed())
-        done = host.run(argv, input=given, check=False, timeout=timeout)
+    done = inside(host, "module.py", name, *flags, given=arguments, timeout=timeout)
     try:
         result = t.cast("dict[str, t.Any]", json.loads(done.stdout))
     except json.JSONDecodeError:

@@ -1,8 +1,8 @@
 """Runs on a host: move a guest, and die before the step that was named.
 
-Usage: python3 steps.py FOLDER STEP < PARAMETERS
+Usage: python3 steps.py STEP < PARAMETERS
 
-STEP is a number, or the name of a step, which is the first one of that name then. FOLDER holds the collection as it is
+STEP is a number, or the name of a step, which is the first one of that name then. Beside it lies the collection as it is
 installed. Whatever changes a host is a step: calls of libvirt that write, and files that are written, renamed or removed.
 Prints the names of the steps, or dies by SIGKILL before step STEP.
 """
@@ -49,8 +49,7 @@ class Steps:
 
 
 def main() -> None:
-    folder, last = sys.argv[1:3]
-    sys.path.insert(0, folder)
+    last = sys.argv[1]
     door = types.ModuleType("door")
     seen: dict[str, t.Any] = {}
     door.serve = lambda spec, body, *rest, **more: seen.update(spec=spec)  # type: ignore[attr-defined]

@@ -25,6 +25,7 @@ from ansible_collections.phyllome.virt.tests.fleet.moves import (
     startable,
     wait_for_copying,
 )
+from ansible_collections.phyllome.virt.tests.lab.host import Counter
 
 driver = pytest.fixture(scope="module")(drives)
 
@@ -131,9 +132,7 @@ def flattened_on_the_way(site: Site, layered: dict[str, t.Any]) -> None:
 def test_a_guest_that_runs_is_shut_down_and_counts_on_from_where_it_was(site: Site) -> None:
     guest = site.guest("runner", "alpha")
     site.make(guest)
-    deadline = time.monotonic() + 60
-    while site.counted("alpha", "runner").count < 40 and time.monotonic() < deadline:
-        time.sleep(0.3)
+    site.counts("alpha", "runner", Counter(1, 40))
     said = move(site, "runner", "alpha", mode="cold", shutdown={"timeout": 1})
     assert said["failed"] and "did not shut down within 1 s" in said["msg"]
     assert said["phase"] == "rolled_back" and site.running("runner") == ["alpha"]
@@ -144,9 +143,7 @@ def test_a_guest_that_runs_is_shut_down_and_counts_on_from_where_it_was(site: Si
     result = move(site, "runner", "alpha", mode="cold", shutdown={"timeout": 1, "then": "destroy"})
     assert not result.get("failed"), result
     assert site.running("runner") == ["beta"] == site.where("runner")
-    while site.counted("beta", "runner").boots == before.boots and time.monotonic() < deadline + 60:
-        time.sleep(0.3)
-    after = site.counted("beta", "runner")
+    after = site.counts("beta", "runner", Counter(before.boots + 1, 0))
     assert after.boots == before.boots + 1 and after.count >= before.count
     site.remove("runner")
 

@@ -29,6 +29,7 @@ from ansible_collections.phyllome.virt.tests.fleet.moves import (
 )
 from ansible_collections.phyllome.virt.tests.lab import counter
 from ansible_collections.phyllome.virt.tests.lab.errors import LabError
+from ansible_collections.phyllome.virt.tests.lab.host import Counter
 
 driver = pytest.fixture(scope="module")(drives)
 
@@ -200,27 +201,19 @@ def mover(hurried: Hurried) -> t.Iterator[dict[str, t.Any]]:
     """A guest with enough on its disk for a slow move. Each test moves it to the other host."""
     site = hurried
     guest = site.guest("mover", "alpha", autostart=True)
-    site.run([guest]).ok()
+    site.make(guest)
+    site.counts("alpha", "mover")
     disk = site.disk("alpha", "mover")
     site.virsh("alpha", "destroy", "mover")
     site.fleet.host("alpha").run(["qemu-io", "-f", "qcow2", "-c", "write -P 90 16M 24M", disk])
     site.virsh("alpha", "start", "mover")
-    counts(site, "alpha", 2, 0)
+    site.counts("alpha", "mover", Counter(2, 0))
     yield guest
     site.remove("mover")
     for host in site.fleet.hosts:  # so many moves later
         found = host.run(["sh", "-c", LEFT]).stdout.split()
         assert not [name for name in found if name.startswith(("phyllome-", ".phy-")) or name.endswith(".new")], found
         assert sum(name.startswith("mover-root") for name in found) <= 1 >= found.count("record"), found
-
-
-def counts(site: Site, host: str, boots: int, more_than: int) -> None:
-    """Wait until the guest has counted further there, after so many boots."""
-    deadline = time.monotonic() + 120
-    while (seen := site.counted(host, "mover")).boots < boots or seen.count <= more_than:
-        assert time.monotonic() < deadline, seen
-        time.sleep(0.2)
-    assert seen.boots == boots
 
 
 @contextlib.contextmanager
@@ -256,7 +249,8 @@ def moving(site: Hurried, guest: dict[str, t.Any], mib: int = SLOW, restarts: in
         assert move.leftovers(source) == []
         assert move.leftovers(target) == [os.path.basename(site.disk(target, "mover"))]
         assert "enable" in site.virsh(target, "dominfo", "mover").split("Autostart:")[1].split("\n")[0]
-    counts(site, target, before.boots + restarts, 0 if restarts else before.count)
+    beyond = Counter(before.boots + restarts, 0) if restarts else before
+    assert site.counts(target, "mover", beyond).boots == before.boots + restarts
 
 
 @pytest.mark.parametrize(
@@ -359,7 +353,7 @@ def test_the_controller_dies_in_the_middle(hurried: Hurried, mover: dict[str, t.
     with moving(hurried, mover) as move:
         move.kill_the_controller()
         unit = hurried.fleet.host(move.source).run(UNITS).stdout.split()[0]
-        attached = hurried.module("vm_migrate", move.source, move.order)
+        attached = hurried.ansible("vm_migrate", move.source, move.order)
         assert attached["changed"] and unit == f"phyllome-mig-{attached['op_id']}.scope"
         assert attached["mode_used"] == "live" and attached["stats"]["migrate_ms"]
     assert hurried.fleet.host(move.source).run(UNITS).stdout == ""

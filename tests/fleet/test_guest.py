@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-import time
 import typing as t
 
 from lxml import etree
 
 from ansible_collections.phyllome.virt.tests.fleet.conftest import IMAGE, Site
 from ansible_collections.phyllome.virt.tests.fleet.runner import ROOT
-from ansible_collections.phyllome.virt.tests.lab.host import Counter
 
 #: Nobody in these guests would hear the power button.
 PLUG = {"timeout": 1, "then": "destroy"}
@@ -40,15 +38,6 @@ def converge(site: Site, guest: dict[str, t.Any], *flags: str) -> dict[str, t.An
     return result
 
 
-def counts(site: Site, name: str, after: Counter) -> Counter:
-    """Wait until the guest has counted further, and return how far; a counter never goes back."""
-    deadline = time.monotonic() + 120
-    while (now := site.counted("alpha", name)) <= after:
-        assert time.monotonic() < deadline, f"{name} does not count: {now}"
-        time.sleep(0.2)
-    return now
-
-
 def waiting(result: dict[str, t.Any]) -> set[str]:
     return {each["path"] for each in result["pending"]}
 
@@ -57,7 +46,7 @@ def test_a_guest_is_changed_while_it_counts(site: Site) -> None:
     first = declared(site, "live")
     before = first | {"memory": "96MiB", "vcpus": {"current": 1, "maximum": 2}, "cdroms": [{"id": "cd", "path": IMAGE}]}
     converge(site, before)
-    count = counts(site, "live", Counter(0, 0))
+    count = site.counts("alpha", "live")
     root = {**first["disks"][0], "size": "96MiB", "iotune": {"total_iops_sec": 900}}
     more = [
         {"id": name, "size": "16MiB", "bus": bus}
@@ -89,7 +78,7 @@ def test_a_guest_is_changed_while_it_counts(site: Site) -> None:
         for flag in ([], ["--inactive"])
     ]
     assert addresses[0] == addresses[1], "everything stays where it is at the next start"
-    count = counts(site, "live", count)
+    count = site.counts("alpha", "live", count)
     assert count.boots == 1
 
     # The guest has no system that would let go of a PCI device; SCSI and USB disks go without one.
@@ -104,16 +93,16 @@ def test_a_guest_is_changed_while_it_counts(site: Site) -> None:
     assert waiting(result) == {"disks.data", "networks.wan"} and result["restart_required"]
     again = converge(site, less)
     assert (again["changed"], waiting(again)) == (False, {"disks.data", "networks.wan"})
-    count = counts(site, "live", count)
+    count = site.counts("alpha", "live", count)
     assert count.boots == 1
 
     less |= {"cdroms": [{"id": "cd", "path": ""}]}
     result = converge(site, less | {"apply": "restart", "memory": "64MiB"})
     assert waiting(result) == set() and not result["restart_required"]
-    count = counts(site, "live", count)
+    count = site.counts("alpha", "live", count)
     assert count.boots == 2
     assert converge(site, less | {"apply": "restart", "memory": "64MiB"})["changed"] is False
-    assert counts(site, "live", count).boots == 2
+    assert site.counts("alpha", "live", count).boots == 2
     site.remove("live")
 
 
@@ -142,7 +131,7 @@ def test_killed_while_a_disk_is_made_it_is_finished_by_the_next_run(site: Site) 
     result = converge(site, guest)
     assert result["changed"] and result["guest"]["state"] == "running"
     assert converge(site, guest)["changed"] is False
-    assert counts(site, "killed", Counter(0, 0)).boots == 1
+    assert site.counts("alpha", "killed").boots == 1
     site.remove("killed")
 
 
@@ -156,7 +145,7 @@ def test_an_external_snapshot_stays(site: Site) -> None:
     result = converge(site, guest | {"disks": [base], "metadata": {"title": "On top"}})
     assert [change["path"] for change in result["plan"]] == ["metadata.title"]
     assert site.disk("alpha", "overlay") == disk
-    count = counts(site, "overlay", Counter(0, 0))
+    count = site.counts("alpha", "overlay")
     result = converge(site, {"name": "overlay", "state": "absent", "shutdown": PLUG})
     assert result["guest"]["state"] == "absent" and count.boots == 1
     site.fleet.host("alpha").run(["sh", "-c", "rm /var/lib/libvirt/images/overlay-root.*"])

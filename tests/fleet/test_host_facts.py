@@ -25,6 +25,6 @@ def test_hosts_that_were_made_alike_have_equal_digests_each_time(site: Site) -> 
 def test_an_ordinary_user_gets_less_and_no_error(site: Site) -> None:
     site.fleet.host("alpha").run(["useradd", "--create-home", "watcher"])
     become = ("--become", "--become-method", "ansible.builtin.su", "--become-user", "watcher")
-    whole = site.module("host_facts", "alpha", {}, *become)["ansible_facts"]["phyllome_host"]
+    whole = site.ansible("host_facts", "alpha", {}, *become)["ansible_facts"]["phyllome_host"]
     assert whole["manifest"]["packages"] and whole["manifest"]["cpu"]["features"] is None
     assert whole["capacity"]["memory"]["free"] > 0

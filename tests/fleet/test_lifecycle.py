@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import time
 import typing as t
 
 import pytest
 
 from ansible_collections.phyllome.virt.tests.fleet.conftest import IMAGE, Site
 from ansible_collections.phyllome.virt.tests.fleet.moves import move
+from ansible_collections.phyllome.virt.tests.lab.host import Counter
 
 QUICK = {"timeout": 1, "then": "destroy"}
 IMAGES = "/var/lib/libvirt/images"
@@ -28,13 +28,6 @@ def on(site: Site) -> Call:
     return run
 
 
-def until(true: t.Callable[[], t.Any], what: str, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.2)
-
-
 def counting(site: Site, name: str, **more: t.Any) -> dict[str, t.Any]:
     guest = site.guest(name, "alpha", networks=[], shutdown=QUICK, **more)
     return {option: value for option, value in guest.items() if option != "host"}
@@ -43,7 +36,7 @@ def counting(site: Site, name: str, **more: t.Any) -> dict[str, t.Any]:
 def test_snapshots_of_a_running_guest(site: Site, on: Call) -> None:
     guest = counting(site, "snap")
     on("alpha", "phyllome_vm", **guest)
-    until(lambda: site.counted("alpha", "snap").boots == 1, "the guest does not count")
+    site.counts("alpha", "snap")
     foreseen = on("alpha", "vm_snapshot", "--check", name="snap", snapshot="one")
     taken = on("alpha", "vm_snapshot", name="snap", snapshot="one")
     assert foreseen["changed"] and foreseen["plan"] == taken["plan"] and foreseen["snapshots"] == []
@@ -55,11 +48,11 @@ def test_snapshots_of_a_running_guest(site: Site, on: Call) -> None:
     assert told["failed"]
 
     then = site.counted("alpha", "snap").count
-    until(lambda: site.counted("alpha", "snap").count > then + 100, "the guest does not count")
+    site.counts("alpha", "snap", Counter(1, then + 100))
     reverted = on("alpha", "vm_snapshot", name="snap", snapshot="one", state="reverted")
     now = site.counted("alpha", "snap")
     assert reverted["changed"] and now.boots == 1 and now.count < then + 100
-    until(lambda: site.counted("alpha", "snap").count > now.count, "the guest does not count on")
+    site.counts("alpha", "snap", now)
 
     second = on("alpha", "vm_snapshot", name="snap", snapshot="two", retention={"keep": 1})
     assert [each["name"] for each in second["snapshots"]] == ["two"]
@@ -166,7 +159,7 @@ def test_clones(site: Site, on: Call) -> None:
     assert info["backing-filename"] == f"{IMAGES}/mould-root.qcow2"
 
     on("alpha", "phyllome_vm", name="clone-linked", state="running", shutdown=QUICK)
-    until(lambda: site.counted("alpha", "clone-linked").boots == 1, "the linked clone does not count")
+    assert site.counts("alpha", "clone-linked").boots == 1
     on("alpha", "phyllome_vm", fails="the base of linked clones", name="mould", state="running")
     on("alpha", "phyllome_vm", fails="is used by clone-linked", name="mould", state="absent", delete={"disks": "owned"})
 
@@ -205,7 +198,7 @@ def test_copies_that_share_blocks(site: Site, on: Call) -> None:
         copy = {"name": "shares", "clone_from": {"guest": "base", "method": "reflink"}, "shutdown": QUICK}
         assert on("alpha", "phyllome_vm", **copy)["changed"]
         assert used() - before < 16 << 20, "48 MiB are shared, not copied"
-        until(lambda: site.counted("alpha", "shares").boots == 1, "the copy does not count")
+        assert site.counts("alpha", "shares").boots == 1
         assert not on("alpha", "phyllome_vm", **copy)["changed"]
         elsewhere = counting(site, "other", disks=[{"id": "root", "source": source}])
         on("alpha", "phyllome_vm", fails="Say method: full, or put both on one btrfs or XFS file system", **elsewhere)

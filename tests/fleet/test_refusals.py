@@ -97,7 +97,7 @@ def refused(site: Site) -> t.Iterator[Refused]:
     site.fleet.host("alpha").limit(FULL, "6M")  # room for one disk
     disks = good["disks"]
     bad = [{**site.guest(f"bad{number}", "alpha"), **guest} for number, (guest, dummy) in enumerate(BAD)]
-    site.run([good]).ok()
+    site.make(good)
     guests = list(bad)
     guests.insert(next(place for place, guest in enumerate(bad) if FULL in str(guest)), good)
     states = [files(site)]
@@ -137,7 +137,7 @@ def test_bad_guests_leave_nothing_and_do_not_stop_the_good_one(refused: Refused)
 
 def test_a_shrunk_disk_is_refused(site: Site) -> None:
     guest = site.guest("shrink", "alpha", state="stopped")
-    site.run([guest]).ok()
+    site.make(guest)
     guest["disks"] = [{"id": "root", "size": "32MiB"}]
     before = files(site)
     run = site.run([guest])
@@ -179,7 +179,7 @@ def unfenced(site: Site, host: str) -> None:
 def test_a_guest_that_is_on_two_hosts(site: Site, driver: Drive) -> None:
     """Made by hand; and by a move that died and hosts whose fence was taken away, until an operator says which one it is."""
     guest = site.guest("twin", "alpha", state="stopped")
-    site.run([guest]).ok()
+    site.make(guest)
     xml = site.virsh("alpha", "dumpxml", "twin", "--inactive")
     site.fleet.host("beta").write("/tmp/twin.xml", xml)
     site.virsh("beta", "define", "/tmp/twin.xml")
@@ -241,7 +241,7 @@ def test_a_guest_that_is_on_two_hosts(site: Site, driver: Drive) -> None:
 
 def test_too_little_space_at_the_destination(site: Site) -> None:
     guest = site.guest("big", "alpha")
-    site.run([guest]).ok()
+    site.make(guest)
     beta = site.fleet.host("beta")
     beta.limit("/var/lib/libvirt/images", "64K")
     try:
@@ -259,7 +259,7 @@ def test_too_little_space_at_the_destination(site: Site) -> None:
 
 def test_an_unreachable_destination_leaves_the_guest_where_it_is(site: Site) -> None:
     guest = site.guest("stay", "alpha")
-    site.run([guest]).ok()
+    site.make(guest)
     # only the libvirt port, so that Ansible still reaches both hosts
     with site.fleet.dropping("alpha", "beta", 16514):
         run = site.run([{**guest, "host": "beta"}])
@@ -271,7 +271,7 @@ def test_an_unreachable_destination_leaves_the_guest_where_it_is(site: Site) -> 
 
 def test_a_host_that_does_not_answer_stops_only_its_own_guests(site: Site) -> None:
     guests = [site.guest("here", "alpha", state="stopped")]
-    site.run(guests).ok()
+    site.make(guests[0])
     beta = site.fleet.host("beta")
     beta.close_ssh()
     beta.link(up=False)

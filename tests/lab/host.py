@@ -14,7 +14,7 @@ import socket
 import subprocess
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +34,9 @@ ENVIRONMENT = {
 
 #: A folder that all hosts of a fleet have in common.
 SHARED = "/srv/shared"
+
+#: What a guest has counted before it was booted for the first time.
+UNBOOTED = Counter(0, 0)
 
 #: Keeps a host going: joins the host's cgroup, mounts its tree where only it and its children see
 #: it, and starts the container again whenever that asks for a reboot (exit status 133). What
@@ -309,8 +312,14 @@ class Host:
         sectors = self.run_bytes(["sh", "-c", script, "sh", disk]).stdout
         return parse_counter(sectors[SECTOR : 2 * SECTOR])
 
-    def console_text(self, guest: str, seconds: float, uri: str = "qemu:///system") -> str:
-        """What a guest prints on its serial console in the next `seconds`."""
+    def console_text(
+        self,
+        guest: str,
+        seconds: float,
+        uri: str = "qemu:///system",
+        enough: Callable[[str], object] = lambda text: False,
+    ) -> str:
+        """What a guest prints on its serial console in the next `seconds`, or until that is enough."""
         ours, theirs = pty.openpty()
         process = subprocess.Popen(
             self.entering(["virsh", "--connect", uri, "console", "--force", guest]),
@@ -324,7 +333,7 @@ class Host:
         text = b""
         deadline = time.monotonic() + seconds
         try:
-            while (left := deadline - time.monotonic()) > 0:
+            while (left := deadline - time.monotonic()) > 0 and not enough(text.decode(errors="replace")):
                 if select.select([ours], [], [], left)[0]:
                     text += os.read(ours, 65536)
         except OSError:  # the console was closed at the other end
@@ -339,6 +348,19 @@ class Host:
     def console(self, guest: str, seconds: float = 3, uri: str = "qemu:///system") -> list[Counter]:
         """What a counter guest prints on its serial console in the next `seconds`."""
         return parse_console(self.console_text(guest, seconds, uri))
+
+    def heard(self, guest: str, beyond: Counter = UNBOOTED, seconds: float = 120) -> Counter:
+        """Wait until a counter guest prints on its serial console a count beyond one, and return that."""
+
+        def further(text: str) -> list[Counter]:
+            return [seen for seen in parse_console(text) if seen > beyond]
+
+        deadline, text = time.monotonic() + seconds, ""
+        while (left := deadline - time.monotonic()) > 0:
+            text = self.console_text(guest, left, enough=further)
+            if seen := further(text):
+                return seen[0]
+        raise LabError(f"{guest} at {self.name} printed no count beyond {beyond} in {seconds:.0f} s: {text[-500:]!r}")
 
     # -- faults -----------------------------------------------------------------------------------
 

@@ -112,7 +112,10 @@ def test_it_gets_equal_devices_at_the_other_host(hosts: tuple[Host, Host]) -> No
         group = yaml.safe_load(host.bare.machine.inventory_text())["phyllome_hosts"]
         ((name, words),) = group["hosts"].items()
         fleet[name] = {**words, **group["vars"], "hypervisor_migration_address": name, "migration_transport": "ssh"}
-    here.bare.inventory.write_text(yaml.safe_dump({"phyllome_hosts": {"hosts": fleet}}))
+    # nothing is equal to a drive: it is declared
+    declared = {"name": "user", "host": other.record.name, "hostdevs": [{"id": "ssd", "pci": there.places["ssd"]}]}
+    group = {"hosts": fleet, "vars": {"phyllome_guests": [declared]}}
+    here.bare.inventory.write_text(yaml.safe_dump({"phyllome_hosts": group}))
     moved = runner.playbook(
         "phyllome.virt.migrate", here.bare.inventory, "-e", "guest=user", "-e", f"to={other.record.name}", timeout=1800
     )

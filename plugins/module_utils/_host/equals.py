@@ -6,6 +6,7 @@
 
 Two PCI functions are equal when vendor, device and card are: what ``identity.key`` says before the place. What shares a slot
 at the source shares one at the destination, function by function, but for virtual functions: each of them stands for itself.
+Nothing is equal to what holds data: a guest that finds a drive of another one has lost its own.
 
 PRIVATE to the collection: no promise of stability for users outside of it.
 """
@@ -20,6 +21,8 @@ Facts = t.Mapping[str, t.Any]
 
 DEVICES = "free VFIO devices"
 _PCI = "pci "
+_STORAGE = "01"
+"""The base class of NVMe drives and of controllers of others (PCI Code and ID Assignment Specification)."""
 _SHORT = re.compile(r"[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 _UNUSABLE = frozenset({"bridge_driver", "platform", "noiommu", "unknown_group"})
 """What iommu_facts says of a group that no guest can have, though all that it could have of it is with VFIO."""
@@ -55,23 +58,27 @@ def exchangeable(guest: Facts) -> bool:
     return bool(held) and all(one.startswith(_PCI) for one in held)
 
 
-def kinds(guest: Facts, here: Facts | None) -> dict[str, str]:
-    """Of what kind a guest's PCI devices are, by the same names.
+def kinds(had: t.Mapping[str, str], here: Facts | None) -> dict[str, str]:
+    """Of what kind devices are that a guest has, by the same names.
 
     Args:
-        guest: as phyllome_vm_info tells of it.
+        had: their addresses, as ``of`` tells.
         here: ``phyllome_iommu`` of its host with devices and groups; None when it is not known.
 
     Raises:
-        Unequal: that is not known of one of them.
+        Unequal: that is not known of one of them, or nothing is equal to it.
     """
-    had = of(guest)
     known = {} if here is None else {one["address"]: one for one in here["devices"]}
     for name, address in had.items():
         if here is None:
             raise Unequal("what devices its host has is not known")
         if _kind(known.get(address)) is None:
             raise Unequal(f"its host has no {address} at the moment ({name}), so nobody knows what is equal to it")
+        if known[address]["class"].startswith(_STORAGE):
+            raise Unequal(
+                f"{name} ({address}) is a drive or has drives, and what is on them would stay behind: "
+                "declare in phyllome_guests, for the host where it goes, which one it gets"
+            )
     return {name: str(_kind(known[address])) for name, address in had.items()}
 
 
@@ -130,7 +137,7 @@ def choose(
     rest = {name: address for name, address in sorted(had.items()) if name not in chosen}
     if not rest:
         return chosen
-    wanted = kinds(guest, here)
+    wanted = kinds(rest, here)
     if here is None or there is None:
         raise Unequal("what devices it has is not known")
     virtual = {one["address"] for one in here["devices"] if _virtual(one)}
@@ -242,7 +249,7 @@ class Exchange:
         Raises:
             Unequal: nobody knows.
         """
-        return _counted(kinds(guest, self.devices.get(host)).values())
+        return _counted(kinds(of(guest), self.devices.get(host)).values())
 
     def against(self, guest: Facts, source: str, destination: str) -> str | None:
         """Why the guest cannot have its devices' equals there, were it the next one to go; None when it can."""

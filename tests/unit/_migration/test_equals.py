@@ -14,7 +14,13 @@ from ansible_collections.phyllome.virt.plugins.module_utils._migration.evacuatio
 from ansible_collections.phyllome.virt.plugins.module_utils._migration.placement import moves, place
 from ansible_collections.phyllome.virt.tests.unit._host.hosts import claim, guest, host
 
-GPU, AUDIO, NIC, VF = "10de:2204/1043:87d9", "10de:1aef/1043:87d9", "8086:10d3/8086:0", "8086:154c/8086:0"
+GPU, AUDIO, NIC, VF, NVME = (
+    "10de:2204/1043:87d9",
+    "10de:1aef/1043:87d9",
+    "8086:10d3/8086:0",
+    "8086:154c/8086:0",
+    "144d:a808/144d:a801",
+)
 HELD: dict = {
     "possible": False,
     "reasons": [{"code": "hostdevs", "what": "it has a device of this host", "fix": "out"}],
@@ -34,6 +40,7 @@ def iommu(*listed, bound=True):
             {
                 "address": address,
                 "identity": {"key": f"{kind}@{address}"},
+                "class": "010802" if kind == NVME else "030000",
                 "group": group,
                 "driver": "vfio-pci" if bound else "nvidia",
                 "sriov": {"physfn": more[1]} if len(more) > 1 else None,
@@ -136,11 +143,22 @@ def test_what_is_declared_may_be_written_as_for_phyllome_vm(written):
     assert equals.place("4A:00.0") == "0000:4a:00.0" and equals.place(f"{NIC}@Slot") == f"{NIC}@Slot"
 
 
+def test_what_holds_data_has_no_equal_and_goes_only_where_one_is_declared():
+    one, here, there = user(ssd="0000:02:00.0"), iommu(("0000:02:00.0", NVME)), iommu(("0000:42:00.0", NVME))
+    with pytest.raises(
+        equals.Unequal, match="ssd .0000:02:00.0. is a drive or has drives, and what is on them would stay"
+    ):
+        chosen(there, one, here)
+    assert chosen(there, one, here, ssd="0000:42:00.0") == {"ssd": "0000:42:00.0"}
+    got = emptied([one], {"alpha": here, "beta": there}, beta=host("beta"))
+    assert "what is on them would stay behind" in got["problems"][0] and got["moves"] == {}
+
+
 def test_what_nobody_knows_the_kind_of_has_no_equal():
     with pytest.raises(equals.Unequal, match="its host has no 0000:09:00.0 at the moment .gpu., so nobody knows"):
         chosen(iommu(*CARD), user(gpu="0000:09:00.0"))
     with pytest.raises(equals.Unequal, match="what devices its host has is not known"):
-        equals.kinds(GAMES, None)
+        equals.kinds(equals.of(GAMES), None)
 
 
 def test_only_pci_devices_can_be_exchanged():

@@ -526,7 +526,7 @@ stats:
       description: V(true) when the guest went on at the destination before all of its memory was there.
       type: bool
     resumed:
-      description: V(true) when the network was cut meanwhile and libvirt has resumed that.
+      description: V(true) when the network was cut meanwhile and the memory was fetched all the same.
       type: bool
 leftovers:
   description: Files that are left, at the source where no host is named.

@@ -27,7 +27,8 @@ if t.TYPE_CHECKING:
     from .apply import Mover
 
 _AGAIN = 1.0
-"""Seconds between two tries: QEMU at the destination may still have to notice that its connection is dead."""
+"""Seconds before each try: QEMU may still have to notice that its connection is dead, and at the source each of the two
+threads that use it has to. One that had not, when QEMU 7.2 was told to resume, left it waiting for the other side for ever."""
 
 
 def recover(mover: Mover, view: View) -> None:
@@ -52,9 +53,10 @@ def recover(mover: Mover, view: View) -> None:
     given_up = False
     before = (view.source.state, view.destination.state)
     while before == (view.source.state, view.destination.state):
+        time.sleep(_AGAIN)
         try:
             mover.migrate(view, domain, guest, running=True, resume=True)
-            mover.told.stats["post_copy"] = mover.told.stats["resumed"] = True
+            _went_on(mover)
             return
         except PhyllomeError as exc:
             monitor.look()
@@ -69,8 +71,14 @@ def recover(mover: Mover, view: View) -> None:
                     ) from exc
                 monitor.give_up()
                 given_up = True
-        time.sleep(_AGAIN)
         view = pair.view()
+    # seen with libvirt 9.0: the answer to a call that has resumed it was that it failed, which was still so of the one before
+    if view.destination.state == "running":
+        _went_on(mover)
+
+
+def _went_on(mover: Mover) -> None:
+    mover.told.stats["post_copy"] = mover.told.stats["resumed"] = True
 
 
 def lost(view: View) -> PhyllomeError:

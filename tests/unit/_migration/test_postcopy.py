@@ -87,7 +87,14 @@ def test_qemu_that_goes_on_by_itself_is_let_go_on(monkeypatch):
     monkeypatch.setattr(transfer, "settle", lambda: 600.0)
     play = Play([STILL, STILL], [CUT, OVER])
     play.recover()
-    assert not play.given_up and not play.told.stats and not play.domain.destroy.called
+    assert not play.given_up and play.told.stats["resumed"] and not play.domain.destroy.called
+
+
+def test_what_died_meanwhile_was_not_resumed(monkeypatch):
+    monkeypatch.setattr(transfer, "settle", lambda: 600.0)
+    play = Play([STILL], [dataclasses.replace(CUT, destination=Sight("beta", "off"))])
+    play.recover()
+    assert not play.told.stats
 
 
 def test_what_cannot_be_resumed_is_left_as_it_is():

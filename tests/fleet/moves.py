@@ -57,7 +57,7 @@ def drives(site: Site) -> Drive:
     """Runs a move on a host up to a step: its result, or None when it was killed before that step."""
 
     def run(host: str, step: int | str, parameters: dict[str, t.Any]) -> dict[str, t.Any] | None:
-        done = runner.inside(site.fleet.host(host), "steps.py", str(step), given=parameters, timeout=300)
+        done = runner.inside(site.fleet.host(host), "steps.py", str(step), given=parameters, timeout=600)
         if done.returncode in (-9, 137):
             return None
         assert done.returncode == 0, done.stderr

@@ -13,6 +13,8 @@ PRIVATE to the collection: no promise of stability for users outside of it.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import time
 import typing as t
 
@@ -27,8 +29,13 @@ if t.TYPE_CHECKING:
     from .apply import Mover
 
 _AGAIN = 1.0
-"""Seconds before each try: QEMU may still have to notice that its connection is dead, and at the source each of the two
-threads that use it has to. One that had not, when QEMU 7.2 was told to resume, left it waiting for the other side for ever."""
+"""Seconds before each try: QEMU may still have to notice that its connection is dead."""
+_NOTICES = 150.0
+"""Seconds that the destination's QEMU gets to notice that a connection was given up: TCP may wait 120 s before it tries again
+(TCP_RTO_MAX of Linux), as long as the network was away."""
+
+_SEES = 10.0
+"""Seconds that libvirt gets to see the end of a migration."""
 
 
 def recover(mover: Mover, view: View) -> None:
@@ -50,31 +57,53 @@ def recover(mover: Mover, view: View) -> None:
         both = mark.shared if mark is not None else ()
         guest = read_guest(pair.source, view.uuid, sizes=False, shares=lambda disk: disk.path in both)
     monitor = Monitor(mover, view, domain, runs=False)
-    given_up = False
+    given_up = completed = 0.0
     before = (view.source.state, view.destination.state)
+    why: PhyllomeError | None = None
     while before == (view.source.state, view.destination.state):
         time.sleep(_AGAIN)
-        try:
-            mover.migrate(view, domain, guest, running=True, resume=True)
-            _went_on(mover)
-            return
-        except PhyllomeError as exc:
-            monitor.look()
-            if monitor.stuck:
-                if given_up:
-                    raise PhyllomeError(
-                        f"The post-copy migration of {view.name} cannot be resumed",
-                        exc.why,
-                        f"Nothing is lost yet: neither start it nor stop it on either host. Remove the cause and run again. Only if that "
-                        f"cannot be: virsh destroy {view.name} on {view.destination.host}, and run again with truth: destination.",
-                        **exc.facts,
-                    ) from exc
-                monitor.give_up()
-                given_up = True
+        status = _status(domain)
+        # libvirt 9.0 does not see the end of what goes on by itself while it is asked to resume that
+        if status in (None, "postcopy-paused"):
+            try:
+                mover.migrate(view, domain, guest, running=True, resume=True)
+            except PhyllomeError as exc:
+                why = exc
+            else:
+                _went_on(mover)
+                return
+        if status == "completed":
+            completed = completed or time.monotonic()
+            if time.monotonic() - completed > _SEES:
+                raise PhyllomeError(
+                    f"All memory of {view.name} is at {view.destination.host}, and libvirt on {view.source.host} has not seen that",
+                    "it still holds the guest's job",
+                    "Restart it there (systemctl restart libvirtd, or virtqemud), which stops nothing, and run again.",
+                )
+        monitor.look()
+        if monitor.stuck and not given_up:
+            monitor.give_up()
+            given_up = time.monotonic()
+        elif monitor.stuck and time.monotonic() - given_up > _NOTICES:
+            raise PhyllomeError(
+                f"The post-copy migration of {view.name} cannot be resumed",
+                why.why if why else f"QEMU says {status}, and nothing comes forward",
+                f"Nothing is lost yet: neither start it nor stop it on either host. Remove the cause and run again. Only if that "
+                f"cannot be: virsh destroy {view.name} on {view.destination.host}, and run again with truth: destination.",
+                **(why.facts if why else {}),
+            ) from why
         view = pair.view()
     # seen with libvirt 9.0: the answer to a call that has resumed it was that it failed, which was still so of the one before
     if view.destination.state == "running":
         _went_on(mover)
+
+
+def _status(domain: t.Any) -> str | None:
+    """What the source's QEMU says of its migration (MigrationStatus of its QMP); None when it does not."""
+    with contextlib.suppress(virt.libvirt.libvirtError):
+        told = json.loads(virt.libvirt_qemu.qemuMonitorCommand(domain, '{"execute": "query-migrate"}', 0))
+        return t.cast("str | None", (told.get("return") or {}).get("status"))
+    return None
 
 
 def _went_on(mover: Mover) -> None:

@@ -61,11 +61,26 @@ class Play:
         return self.domain.abortJobFlags.call_count
 
 
+class Monitor:
+    """What the source's QEMU says."""
+
+    status: str | None = "postcopy-paused"
+
+    def qemuMonitorCommand(self, domain: t.Any, command: str, flags: int) -> str:
+        assert command == '{"execute": "query-migrate"}' and flags == 0
+        if self.status is None:
+            raise Lib.libvirtError(1)
+        return f'{{"return": {{"status": "{self.status}"}}}}'
+
+
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Everything has been silent for long."""
     monkeypatch.setattr(virt, "libvirt", Lib())
     monkeypatch.setattr(postcopy, "_AGAIN", 0)
+    monkeypatch.setattr(postcopy, "_NOTICES", -1.0)
+    monkeypatch.setattr(postcopy, "_SEES", -1.0)
+    monkeypatch.setattr(virt, "libvirt_qemu", Monitor())
     monkeypatch.setattr(postcopy, "read_guest", lambda *dummy, **more: None)
     monkeypatch.setattr(transfer, "settle", lambda: -1.0)
 
@@ -88,6 +103,30 @@ def test_qemu_that_goes_on_by_itself_is_let_go_on(monkeypatch):
     play = Play([STILL, STILL], [CUT, OVER])
     play.recover()
     assert not play.given_up and play.told.stats["resumed"] and not play.domain.destroy.called
+
+
+def test_what_goes_on_by_itself_is_not_told_to(monkeypatch):
+    monkeypatch.setattr(transfer, "settle", lambda: 600.0)
+    virt.libvirt_qemu.status = "postcopy-active"
+    play = Play([], [CUT, OVER])
+    migrate = unittest.mock.Mock()
+    monkeypatch.setattr(play, "migrate", migrate)
+    play.recover()
+    assert not migrate.called and play.told.stats["resumed"]
+
+
+def test_a_qemu_that_does_not_say_is_tried():
+    virt.libvirt_qemu.status = None
+    play = Play([None], [])
+    play.recover()
+    assert play.told.stats["resumed"]
+
+
+def test_an_end_that_libvirt_has_not_seen_is_an_error_with_the_way_out():
+    virt.libvirt_qemu.status = "completed"
+    with pytest.raises(PhyllomeError, match="libvirt on alpha has not seen that") as error:
+        Play([], []).recover()
+    assert "systemctl restart libvirtd" in error.value.remedy
 
 
 def test_what_died_meanwhile_was_not_resumed(monkeypatch):

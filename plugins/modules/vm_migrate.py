@@ -199,7 +199,7 @@ options:
     default: stream
   shutdown:
     version_added: 0.2.0
-    description: How a guest that runs is shut down for a cold move.
+    description: How a guest that runs is shut down for a warm or cold move.
     type: dict
     suboptions:
       timeout:

@@ -93,6 +93,8 @@ def test_it_gets_equal_devices_at_the_other_host(hosts: tuple[Host, Host]) -> No
     guest["disks"] = [{"id": "root", "size": "8MiB"}]
     made = here.module("phyllome_vm", {**guest, "xml": {"guest": f"<domain><os>{kernel}</os></domain>"}})
     assert not made.get("failed"), made["msg"]
+    here.sh("virsh -q snapshot-create-as user before")
+    here.sh("virsh -q start user")
 
     # what is wrong with devices that are named by hand, all at once
     there.sh(_OWNER, *re.split(r"[:.]", there.places["ssd"]))
@@ -117,8 +119,9 @@ def test_it_gets_equal_devices_at_the_other_host(hosts: tuple[Host, Host]) -> No
     group = {"hosts": fleet, "vars": {"phyllome_guests": [declared]}}
     here.bare.inventory.write_text(yaml.safe_dump({"phyllome_hosts": group}))
     moved = runner.playbook(
-        "phyllome.virt.migrate", here.bare.inventory, "-e", "guest=user", "-e", f"to={other.record.name}", timeout=1800
-    )
+        "phyllome.virt.migrate", here.bare.inventory, "-e", "guest=user", "-e", f"to={other.record.name}",
+        "-e", '{"migration_shutdown": {"timeout": 1, "then": "destroy"}}', timeout=1800,
+    )  # fmt: skip
     (result,) = (one for dummy, task, one in moved.ok().results() if task.endswith("Move guests away from this host"))
     (result,) = result["results"]
     assert {one["path"].rpartition(".")[2]: one["to"] for one in result["plan"] if ".hostdevs." in one["path"]} == {
@@ -126,7 +129,11 @@ def test_it_gets_equal_devices_at_the_other_host(hosts: tuple[Host, Host]) -> No
         "nic": card,
     }
     here.sh("! virsh -q dominfo user 2> /dev/null")
-    there.sh("virsh -q start user")
+    assert there.sh("virsh -q domstate user").strip() == "running"
+    # its snapshot would have it start with them as well
+    source = r"<source>\s*<address domain='0x(\w+)' bus='0x(\w+)' slot='0x(\w+)' function='0x(\w)'/>"
+    kept = re.findall(source, there.sh("virsh snapshot-dumpxml user before"))
+    assert {"{}:{}:{}.{}".format(*each) for each in kept} == {there.places["ssd"], card}
     sector = b""
     deadline = time.monotonic() + 1200
     while not sector.startswith(b"read") and time.monotonic() < deadline:
@@ -135,4 +142,4 @@ def test_it_gets_equal_devices_at_the_other_host(hosts: tuple[Host, Host]) -> No
     words = rb"read %s sent by (52:54:00[0-9a-f:]{9})\n\0*" % hashlib.md5(THERE).hexdigest().encode()
     found = re.fullmatch(words, sector)
     assert found and found[1].decode() == mac, sector
-    assert machine.files.ssd.read_bytes()[512:1024] == bytes(512)
+    assert machine.files.ssd.read_bytes()[:512] == HERE[:512]

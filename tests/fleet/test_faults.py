@@ -29,7 +29,7 @@ from ansible_collections.phyllome.virt.tests.fleet.moves import (
 )
 from ansible_collections.phyllome.virt.tests.lab import counter
 from ansible_collections.phyllome.virt.tests.lab.errors import LabError
-from ansible_collections.phyllome.virt.tests.lab.host import Counter
+from ansible_collections.phyllome.virt.tests.lab.host import Counter, Host
 
 driver = pytest.fixture(scope="module")(drives)
 
@@ -85,15 +85,21 @@ class Watch:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample)
 
+    def _runs(self, host: Host) -> bool:
+        try:
+            return host.run(["virsh", "-r", "domstate", self.name], check=False).stdout.strip() == "running"
+        except LabError:  # the host may be off just now
+            return False
+
     def _sample(self) -> None:
         while not self._stop.wait(0.2):
-            states = {}
+            seen: list[Host] = []
             for host in self.site.fleet.hosts:
-                with contextlib.suppress(LabError):  # it may be off just now
-                    done = host.run(["virsh", "-r", "domstate", self.name], check=False)
-                    states[host.name] = done.stdout.strip()
-            if list(states.values()).count("running") > 1:
-                self.twice.append(str(states))
+                if self._runs(host):
+                    seen.append(host)
+            # it may have gone from one to the other while they were asked: then the first has it no more
+            if len(seen) > 1 and self._runs(seen[0]):
+                self.twice.append(" and ".join(host.name for host in seen))
 
     def __enter__(self) -> Watch:
         self._thread.start()
@@ -489,12 +495,14 @@ def test_a_qemu_dies_while_memory_is_fetched(hurried: Hurried, writer: str) -> N
 
 
 def test_the_source_s_qemu_dies_while_memory_is_fetched(hurried: Hurried, writer: str) -> None:
-    """The guest is started anew there; libvirt 9.0 holds the job of the dead one until its daemon is restarted."""
+    """The guest is started anew there; libvirt 9.0 may hold the job of the dead one until it is restarted."""
     with fetching(hurried, truth="destination") as move:
         source = hurried.fleet.host(move.source)
         source.kill("qemu-system-x86_64.*guest=writer")
         assert "Say truth: destination" in str(move.run.exception())
-        with pytest.raises(AssertionError, match="restart it there .systemctl restart libvirtd"):
+        try:  # not always: it depends on what its libvirt was about when QEMU went away
             hurried.drive(move.source, 10**6, {**move.order, "source_disks": "retain", "truth": "destination"})
-        assert hurried.running("writer") == [move.target]
-        source.run(["systemctl", "restart", "libvirtd"])
+        except AssertionError as error:
+            assert "restart it there (systemctl restart libvirtd" in str(error)
+            assert hurried.running("writer") == [move.target]
+            source.run(["systemctl", "restart", "libvirtd"])

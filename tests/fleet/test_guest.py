@@ -9,6 +9,7 @@ from lxml import etree
 
 from ansible_collections.phyllome.virt.tests.fleet.conftest import IMAGE, Site
 from ansible_collections.phyllome.virt.tests.fleet.runner import ROOT
+from ansible_collections.phyllome.virt.tests.lab.host import Counter
 
 #: Nobody in these guests would hear the power button.
 PLUG = {"timeout": 1, "then": "destroy"}
@@ -99,7 +100,7 @@ def test_a_guest_is_changed_while_it_counts(site: Site) -> None:
     less |= {"cdroms": [{"id": "cd", "path": ""}]}
     result = converge(site, less | {"apply": "restart", "memory": "64MiB"})
     assert waiting(result) == set() and not result["restart_required"]
-    count = site.counts("alpha", "live", count)
+    count = site.counts("alpha", "live", Counter(2, 0))
     assert count.boots == 2
     assert converge(site, less | {"apply": "restart", "memory": "64MiB"})["changed"] is False
     assert site.counts("alpha", "live", count).boots == 2

@@ -232,10 +232,10 @@ def test_a_guest_that_is_on_two_hosts(site: Site, driver: Drive) -> None:
 
     # and where the destination's is right
     forth = twice(site, driver, "alpha")
-    boots = site.counted("beta", "twin").boots
+    runs = site.virsh("beta", "domid", "twin")
     told = driver("alpha", 10**6, {**forth, "truth": "destination"})
     assert told and told["result"]["classification"] == 2 and len(told["result"]["leftovers"]) == 1, told
-    assert site.running("twin") == ["beta"] == site.where("twin") and site.counted("beta", "twin").boots == boots
+    assert site.running("twin") == ["beta"] == site.where("twin") and site.virsh("beta", "domid", "twin") == runs
     site.remove("twin")
 
 

@@ -207,6 +207,8 @@ class Copier:
                     sent = stream.append(connection, volume, part, start, end, end == item.size, self.pace)
                     manifest.done(start, end, entries, stamp, sent)
                     self._tell()
+            if self.rests and item.size:
+                stream.cut(connection, volume, item.size)  # XFS keeps room behind the end of a file that grows
 
     def _patch(
         self, connection: t.Any, volume: t.Any, manifest: Manifest, found: t.Sequence[stream.Chunk], stamp: Stamp

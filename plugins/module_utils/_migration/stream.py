@@ -287,7 +287,7 @@ def append(
 
 
 def cut(connection: t.Any, volume: t.Any, end: int) -> None:
-    """Make a volume end there, whatever an interrupted run has put after it."""
+    """Make a volume end there, whatever an interrupted run or its file system has put after it."""
     sparse = virt.libvirt.VIR_STORAGE_VOL_UPLOAD_SPARSE_STREAM
     with _opened(connection, volume, end - 1, 1, sparse) as stream:
         stream.sendHole(1)

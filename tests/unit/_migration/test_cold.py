@@ -327,9 +327,9 @@ def test_a_full_disk_at_the_destination_leaves_all_as_it_was(play):
 @pytest.mark.parametrize(
     ("boots", "streams"),
     [
-        (("first", "first"), 3),  # of four parts two were there, and after these it is cut
-        (("first", "second"), 4),  # what it had may be lost with its power
-        ((None, None), 3),
+        (("first", "first"), 4),  # of four parts two were there, and after these and the last one it is cut
+        (("first", "second"), 5),  # what it had may be lost with its power
+        ((None, None), 4),
     ],
 )
 def test_a_copy_goes_on_after_the_last_part_that_was_confirmed(plays, boots, streams):
@@ -345,6 +345,13 @@ def test_a_copy_goes_on_after_the_last_part_that_was_confirmed(plays, boots, str
     assert play.run()["classification"] == 2
     play.arrived(False)
     assert beta.streams == streams
+
+
+@pytest.mark.parametrize("mode", ["cold", "warm"])
+def test_what_a_file_system_keeps_behind_the_end_of_a_file_that_grew_is_not_counted(play, mode):
+    play.domain.running, play.world.hosts["beta"].behind = True, 2 * plan.SLACK
+    assert play.run(mode=mode)["classification"] == 2
+    play.arrived(True)
 
 
 def test_a_file_that_changed_after_the_interruption_is_copied_anew(play):

@@ -103,6 +103,9 @@ class Host:
         self.full: int | None = None
         self.streams = 0
         self.boot: str | None = "first"
+        self.behind = 0
+        """Bytes that its file system, as XFS, keeps behind the end of a file that grew, until it is cut there."""
+        self.grew: set[pathlib.Path] = set()
         self.ahead = 0.0
 
     def path(self, path: str) -> pathlib.Path:
@@ -383,7 +386,7 @@ class Volume:
         return [
             self.host.world.lib.VIR_STORAGE_VOL_DIR if self.path.is_dir() else 0,
             status.st_size,
-            status.st_blocks * 512,
+            status.st_blocks * 512 + self.host.behind * (self.path in self.host.grew),
         ]
 
     def XMLDesc(self) -> str:
@@ -411,6 +414,8 @@ class Stream:
         host = self.volume.host
         if host.full is not None and self.at + len(data) > host.full:
             raise Error(38, "No space left on device")
+        if self.at + len(data) > self.volume.path.stat().st_size:
+            host.grew.add(self.volume.path)
         with self.volume.path.open("r+b") as file:
             file.seek(self.at)
             file.write(data)
@@ -419,6 +424,8 @@ class Stream:
 
     def sendHole(self, length: int) -> None:
         self.at += length
+        if self.at <= self.volume.path.stat().st_size:
+            self.volume.host.grew.discard(self.volume.path)
         os.truncate(self.volume.path, self.at)
 
     def sparseRecvAll(self, fill: t.Any, skip: t.Any, opaque: t.Any) -> None:

@@ -286,6 +286,7 @@ notes:
 requirements:
   - libvirt-python
   - lxml
+  - qemu-img, for disks in the format qcow2
 seealso:
   - module: phyllome.virt.phyllome_vm
 """
@@ -450,7 +451,9 @@ disks:
       description: Bytes that the file took at the source.
       type: int
     allocated_after:
-      description: Bytes that the file takes at the destination. More than 5 % and 16 MiB above is an error.
+      description: >-
+        Bytes that the file takes at the destination. More than 5 % and 16 MiB above is an error; above what qemu-img measures, where QEMU
+        writes a qcow2 file anew (live, or with O(chain=flatten)), because compressed data does not stay compressed then.
       type: int
     bytes_sent:
       description: Bytes of the file that went over the network, of a cold move.

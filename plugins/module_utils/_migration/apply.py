@@ -122,7 +122,8 @@ class Mover:
                     source=view.source.host,
                     destination=view.destination.host,
                     pieces=pieces(guest),
-                    allocated={disk.target: disk.whole for disk in guest.disks},
+                    allocated={disk.target: disk.taken for disk in guest.disks},
+                    most={disk.target: disk.whole for disk in guest.disks},
                     started=int(time.time()),
                     left=view.record.remains if view.record is not None else (),
                 )
@@ -472,7 +473,8 @@ class Mover:
             self.told.disks.append(
                 {"target": disk.target, "virtual": virtual, "allocated_before": before, "allocated_after": after}
             )
-            if before is not None and after is not None and after > grown(before):
+            most = record.most.get(disk.target, before) if record else None
+            if most is not None and after is not None and after > grown(most):
                 self.told.wrong.append(f"disk {disk.target} grew from {before} to {after} bytes")
 
     def put_away(self, view: View, record: Record) -> None:

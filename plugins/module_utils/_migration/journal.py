@@ -148,6 +148,7 @@ class Record:
         pieces: the guest's own files, the same paths on both hosts; before this move the destination had none of them.
         retained: paths at the source, and the names under which they stay behind.
         allocated: bytes that each disk took at the source when the move started, by target.
+        most: of a live move: bytes that each disk may take at the destination, by target.
         started: seconds since the epoch, for people.
         mode: ``live``, ``warm`` or ``cold``.
         staged: of a cold move: where each file belongs, and where it lies at the destination until then; of one that
@@ -170,6 +171,7 @@ class Record:
     pieces: t.Mapping[str, str] = dataclasses.field(default_factory=dict)
     retained: t.Mapping[str, str] = dataclasses.field(default_factory=dict)
     allocated: t.Mapping[str, int] = dataclasses.field(default_factory=dict)
+    most: t.Mapping[str, int] = dataclasses.field(default_factory=dict)
     started: int = 0
     mode: t.Literal["live", "warm", "cold"] = "live"
     staged: t.Mapping[str, str] = dataclasses.field(default_factory=dict)

@@ -306,7 +306,7 @@ def _shared(block: t.Callable[[str, str, str], None], there: str, order: Order, 
 def _storage(block: t.Callable[[str, str, str], None], there: str, guest: Guest, offer: Offer, resumed: bool) -> None:
     """Space for every file; an interrupted copy has taken its part of it already."""
     files = [(layer.path, layer.allocated) for disk in guest.disks if not disk.flat for layer in disk.backing]
-    files += [(disk.path, disk.whole if disk.flat else disk.allocated) for disk in guest.disks]
+    files += [(disk.path, disk.whole) for disk in guest.disks]
     for folder, pool in offer.pools.items():
         if pool is None:
             block(
@@ -436,7 +436,7 @@ def plan(order: Order, view: View, row: Row, guest: Guest) -> Plan:
                        why=f"{shown_size(layer.allocated)}, below {disk.target}" + (", and kept here for others" if layer.shared else ""))
                 for number, layer in reversed(list(enumerate(() if disk.flat else disk.backing, 1)))
             ]  # fmt: skip
-            most = f"at most {shown_size(disk.whole)}" if disk.flat else shown_size(disk.allocated)
+            most = ("at most " if disk.whole > disk.allocated else "") + shown_size(disk.whole)
             below = f", with the {len(disk.backing)} file(s) below it in one" if disk.flat else ""
             changes.append(
                 Change("copy", f"disks.{disk.target}", f"{here}:{disk.path}", f"{there}:{disk.path}",

@@ -53,6 +53,7 @@ class Disk:
         backing: the files below it, nearest first; only looked up for a cold move, or to be flattened.
         id: that it has in phyllome_vm; empty without.
         flat: what is below it becomes part of it at the destination.
+        required: bytes that it takes as QEMU writes it anew, where it does: compressed data does not stay so.
     """
 
     target: str
@@ -63,11 +64,17 @@ class Disk:
     backing: tuple[Backing, ...] = ()
     id: str = ""
     flat: bool = False
+    required: int = 0
+
+    @property
+    def taken(self) -> int:
+        """Bytes that it takes, with what becomes part of it."""
+        return self.allocated + sum(layer.allocated for layer in self.backing if self.flat)
 
     @property
     def whole(self) -> int:
-        """The most bytes that a single file with all of it takes."""
-        return self.allocated + sum(layer.allocated for layer in self.backing)
+        """The most bytes that its copy takes."""
+        return max(self.taken, self.required)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +186,13 @@ def _guest(connection: t.Any, domain: t.Any, sizes: bool, shares: Shares, cold: 
         known = {disk.target: disk for disk in named}
         disks = [known.get(disk.target, disk) for disk in disks]
         if flat:
-            odd += (*_lost(root, domain, flat), *(_room([disk for disk in disks if disk.flat]) if cold else ()))
+            odd += tuple(_lost(root, domain, flat))
+    anew = flat if cold else {disk.target for disk in disks} - both - (chained - flat)
+    if not parsed.secrets:  # what is encrypted is not written anew
+        disks, unmeasured = _measured(disks, anew)
+        odd += unmeasured
+    if cold and flat:
+        odd += tuple(_room([disk for disk in disks if disk.flat]))
     kept = os.path.join(files.SNAPSHOTS, parsed.uuid)
     kept_files = files.below(kept)
     if cold:
@@ -271,6 +284,23 @@ def _with_chains(
             names = ", ".join(one["name"] for one in layers[0]["snapshots"])
             odd.append(("snapshots", f"{disk.path} has snapshots inside ({names}), which flattening would lose", _KEEP))
         found.append(dataclasses.replace(disk, backing=tuple(backing), flat=disk.target in flat))
+    return found, tuple(odd)
+
+
+def _measured(disks: list[Disk], anew: t.Container[str]) -> tuple[list[Disk], tuple[tuple[str, str, str], ...]]:
+    """The disks with what those take that QEMU writes anew, and which of them cannot be read.
+
+    ``qemu-img measure`` reads the tables of an image, not its data: 1 GiB of them for 8 TiB.
+    """
+    found, odd = [], []
+    for disk in disks:
+        if disk.target in anew and disk.format == "qcow2" and os.path.exists(disk.path):
+            argv = ["qemu-img", "measure", "-U", "-f", "qcow2", "-O", "qcow2", "--output=json", disk.path]
+            try:
+                disk = dataclasses.replace(disk, required=int(json.loads(run(argv, timeout=600))["required"]))
+            except PhyllomeError as exc:
+                odd.append(("disk_kind", f"disk {disk.target} cannot be read: {exc.why}", "Repair it: qemu-img check."))
+        found.append(disk)
     return found, tuple(odd)
 
 

@@ -39,7 +39,11 @@ class Chained(Play):
         disk.find("driver").set("type", "qcow2")
         xml.child(xml.child(disk, "backingStore", type_="file"), "source", file=str(self.base))
         self.domain.snapshots = []
-        monkeypatch.setattr(read_guest, "run", lambda argv: json.dumps(self.layers))
+        monkeypatch.setattr(
+            read_guest,
+            "run",
+            lambda argv, **dummy: json.dumps({"required": len(self.flat)} if "measure" in argv else self.layers),
+        )
         monkeypatch.setattr(flatten, "run", self.qemu_img)
 
     def qemu_img(self, argv: list[str], timeout: float, remedy: str) -> str:

@@ -230,7 +230,8 @@ options:
     version_added: 0.2.0
     description:
       - What becomes of a disk that is an overlay of other files. With V(keep) all of them go, as they are, which takes a guest that is
-        off (O(mode=cold) or V(warm)).
+        off (O(mode=cold) or V(warm)). What the destination has already, with the same content, is used; files below that are not the
+        guest's own, such as an image, stay here as well.
       - With V(flatten) the destination gets a single file of each such disk, with all that its guest sees of it, and nothing of what is
         below goes. That works live too. In a cold move the file is made beside the disk at the source first, compared with it, and removed
         in the end. Snapshots inside of the overlay, checkpoints and encryption would be lost, so they are refused; O(mode=warm) cannot do it.
@@ -438,7 +439,7 @@ disks:
   elements: dict
   contains:
     target:
-      description: Name of the disk in the guest's definition. Null for a file that another guest of the source stands on too.
+      description: Name of the disk in the guest's definition. Null for a file below a disk that is not the guest's own, and stays at the source.
       type: str
       sample: vda
     path:

@@ -26,7 +26,7 @@ from .._core import virt, xml
 from .._core.errors import PhyllomeError
 from . import back, devices, files, flatten, policy
 from .apply import Mover
-from .copying import Copier, Item, items_of
+from .copying import Copier, Item, items_of, same
 from .definition import flattened, set_mark, starts_with_host, undefine_flags, write_mark
 from .journal import Mark, Power, Record, op_id
 from .judge import ALIVE
@@ -52,6 +52,7 @@ class Cold:
         self.mover, self.pair, self.order, self.told = mover, mover.pair, mover.order, mover.told
         self._stumbled = False
         self._stopping: float | None = None
+        self._same: set[str] = set()  # files below disks that the destination has already
         self._boot = ""
         self._placed = False
 
@@ -86,6 +87,10 @@ class Cold:
                 if domain.autostart():
                     domain.setAutostart(0)
             if domain.isActive():
+                if mode == "cold":  # else it was looked before the disks were copied
+                    with virt.saying(f"Cannot copy {view.name} to {view.destination.host}"):
+                        whole = {disk.path: disk.path for disk in guest.disks if disk.flat}
+                        self._missing(guest, list(items_of(guest, record.op_id, record.staged, whole)))
                 self._stopping = time.monotonic()
                 self.mover.progress.say("shutting down")
                 self._shut_down(domain)
@@ -190,12 +195,12 @@ class Cold:
         """The files that are to be copied, and the record with them."""
         there = self.pair.destination.connection
         self._boot = files.boot(there, record.op_id) or f"unknown to {os.getpid()} since {record.started}"
-        items = list(items_of(guest, record.op_id, record.staged, flat))
-        self._refuse_strangers(items)
+        items = self._missing(guest, list(items_of(guest, record.op_id, record.staged, flat)))
         if epoch:
             former = op_id(record.uuid, record.source, epoch - 1)
             record = back.take_over(there, former, self._boot, record, items, self.pair.journal)
-            items = list(items_of(guest, record.op_id, record.staged, flat))
+            whole = items_of(guest, record.op_id, record.staged, flat)
+            items = [item for item in whole if item.path not in self._same]
         staged = {item.path: item.staged for item in items}
         for path, name in record.staged.items():
             if path not in staged:  # the guest has it no more
@@ -217,20 +222,41 @@ class Cold:
         self._take_secrets(guest, record)
         self._define(domain, mark, record, [disk.target for disk in guest.disks if disk.path in flat])
 
-    def _refuse_strangers(self, items: t.Sequence[Item]) -> None:
-        """Nothing at the destination is overwritten."""
-        connection = self.pair.destination.connection
-        found = []
+    def _missing(self, guest: Guest, items: t.Sequence[Item]) -> list[Item]:
+        """Those that are not at the destination yet. What is below a disk may be there already, if it is the same.
+
+        Raises:
+            PhyllomeError: another file has its place; nothing at the destination is overwritten.
+            libvirt.libvirtError: the destination does not say.
+        """
+        connection, there = self.pair.destination.connection, self.pair.destination.name
+        below = {layer.path for disk in guest.disks for layer in disk.backing}
+        found, others = [], []
         for folder in sorted({os.path.dirname(item.path) for item in items}):
             with files.folder(connection, folder, self.mover.op) as names:
-                found += [item.path for item in items
-                          if os.path.dirname(item.path) == folder and os.path.basename(item.path) in names]  # fmt: skip
+                for item in items:
+                    where, name = os.path.split(item.path)
+                    if where != folder or name not in names or item.path in self._same:
+                        continue
+                    if item.path not in below:
+                        found.append(item.path)
+                    elif same(item, connection, names[name]):
+                        self._same.add(item.path)
+                    else:
+                        others.append(item.path)
         if found:
             raise PhyllomeError(
-                f"{self.pair.destination.name} has {', '.join(found)} already",
+                f"{there} has {', '.join(found)} already",
                 "this move did not make it, and moving the guest would overwrite it",
                 "Look what it is; rename or delete it.",
             )
+        if others:
+            raise PhyllomeError(
+                f"{there} has another {', '.join(others)}",
+                "a disk of the guest stands on the one of this host",
+                "Say chain: flatten, which leaves both as they are.",
+            )
+        return [item for item in items if item.path not in self._same]
 
     # -- the definition -----------------------------------------------------------------------
 

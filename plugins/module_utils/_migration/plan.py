@@ -333,9 +333,11 @@ def _storage(block: t.Callable[[str, str, str], None], there: str, guest: Guest,
 
 def unknown(guest: Guest, offer: Offer, there: str) -> list[str]:
     """What could not be checked beforehand, where libvirt will refuse if it does not fit; and what stays. Pure."""
+    below = {layer.path for disk in guest.disks for layer in disk.backing}
     said = [
         f"{path} stays where it is: {guest.name} had it as a disk and has it no more. Delete it there, or declare the disk again first."
         for path in guest.former
+        if path not in below
     ]
     said += [
         f"Whether {there} has {path} could not be checked: no storage pool is there."
@@ -433,7 +435,7 @@ def plan(order: Order, view: View, row: Row, guest: Guest) -> Plan:
         for disk in guest.disks:
             changes += [
                 Change("copy", f"disks.{disk.target}.{number}", f"{here}:{layer.path}", f"{there}:{layer.path}",
-                       why=f"{shown_size(layer.allocated)}, below {disk.target}" + (", and kept here for others" if layer.shared else ""))
+                       why=f"{shown_size(layer.allocated)}, below {disk.target}" + (", and stays here" if layer.shared else ""))
                 for number, layer in reversed(list(enumerate(() if disk.flat else disk.backing, 1)))
             ]  # fmt: skip
             most = ("at most " if disk.whole > disk.allocated else "") + shown_size(disk.whole)

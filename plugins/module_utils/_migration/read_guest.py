@@ -32,7 +32,7 @@ class Backing:
     Attributes:
         path: of the file, the same on both hosts.
         allocated: bytes that it takes.
-        shared: another guest of the source needs it too, so it stays there as well.
+        shared: it is not the guest's own (its owner marker says what is), so it stays here as well.
     """
 
     path: str
@@ -180,9 +180,13 @@ def _guest(connection: t.Any, domain: t.Any, sizes: bool, shares: Shares, cold: 
         if t.cast("xml.Element", element.find("target")).get("dev") in both:
             xml.drop(element, "backingStore")  # nothing of it is copied
     flat = chained - both if flatten else set()
+    others = _needed_by_others(connection, parsed.uuid)
+    clones = tuple(_base(disk, others[disk.path]) for disk in disks if disk.target not in both and disk.path in others)
+    made = marker(root)
+    own = {volume.path for volume in made.volumes if volume.made} - set(others) if made is not None else set()
     if cold or both & chained or flat:
         asked = [disk for disk in disks if cold or disk.target in both | flat]
-        named, odd = _with_chains(connection, asked, flat, parsed.uuid)
+        named, odd = _with_chains(asked, flat, own)
         known = {disk.target: disk for disk in named}
         disks = [known.get(disk.target, disk) for disk in disks]
         if flat:
@@ -193,6 +197,7 @@ def _guest(connection: t.Any, domain: t.Any, sizes: bool, shares: Shares, cold: 
         odd += unmeasured
     if cold and flat:
         odd += tuple(_room([disk for disk in disks if disk.flat]))
+    odd += clones
     kept = os.path.join(files.SNAPSHOTS, parsed.uuid)
     kept_files = files.below(kept)
     if cold:
@@ -245,10 +250,9 @@ def _layers(path: str) -> list[dict[str, t.Any]]:
 
 
 def _with_chains(
-    connection: t.Any, disks: list[Disk], flat: t.Container[str], uuid: str
+    disks: list[Disk], flat: t.Container[str], own: t.Container[str]
 ) -> tuple[list[Disk], tuple[tuple[str, str, str], ...]]:
-    """The disks with what is below them, and what of that cannot be copied."""
-    others: set[str] | None = None
+    """The disks with what is below them, of which only ``own`` is the guest's, and what of that cannot be copied."""
     found, odd = [], []
     for disk in disks:
         if disk.format != "qcow2":
@@ -277,9 +281,7 @@ def _with_chains(
                 odd.append(("backing_chain", f"disk {disk.target} stands on {path}, which is no file of this host",
                             f"virsh blockpull, or qemu-img rebase, disk {disk.target}."))  # fmt: skip
                 continue
-            if others is None:
-                others = _needed_by_others(connection, uuid)
-            backing.append(Backing(path, os.stat(path).st_blocks * 512, path in others))
+            backing.append(Backing(path, os.stat(path).st_blocks * 512, path not in own))
         if disk.target in flat and layers[0].get("snapshots"):
             names = ", ".join(one["name"] for one in layers[0]["snapshots"])
             odd.append(("snapshots", f"{disk.path} has snapshots inside ({names}), which flattening would lose", _KEEP))
@@ -327,16 +329,24 @@ def _room(disks: t.Sequence[Disk]) -> t.Iterator[tuple[str, str, str]]:
             yield "space", what, "Make room there, say chain: keep, or move the guest live, which takes no space here."
 
 
-def _needed_by_others(connection: t.Any, uuid: str) -> set[str]:
-    """Files that disks of the other guests of this host are or stand on."""
-    needed: set[str] = set()
+def _needed_by_others(connection: t.Any, uuid: str) -> dict[str, str]:
+    """Files that disks of the other guests of this host are or stand on, and the name of such a guest."""
+    needed: dict[str, str] = {}
     for domain, (text,) in virt.domains(connection, virt.libvirt.VIR_DOMAIN_XML_INACTIVE):
         if domain.UUIDString() == uuid:
             continue
         for disk in parse_guest(xml.parse(text)).disks:
-            needed.add(disk.path)
-            needed.update(storage.chain(disk.path, disk.format) if storage.based(disk.path) else ())
+            below = storage.chain(disk.path, disk.format) if storage.based(disk.path) else ()
+            needed.update(dict.fromkeys((disk.path, *below), domain.name()))
     return needed
+
+
+def _base(disk: Disk, other: str) -> tuple[str, str, str]:
+    return (
+        "linked_clones",
+        f"the guest {other} has {disk.path} as well, as a disk or below one, and would lose it",
+        f"Move {other} first, with chain: flatten, or remove it.",
+    )
 
 
 _COLD = "Move it while it is off (mode: cold), or remove them for the move: vm_snapshot with state: absent."

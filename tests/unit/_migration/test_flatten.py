@@ -38,6 +38,8 @@ class Chained(Play):
         disk = self.domain.root.find("devices/disk")
         disk.find("driver").set("type", "qcow2")
         xml.child(xml.child(disk, "backingStore", type_="file"), "source", file=str(self.base))
+        marker = self.domain.root.find("metadata")[0]
+        xml.child(marker, f"{{{xml.GUEST_NS}}}volume", None, id="below", path=str(self.base), made="yes")
         self.domain.snapshots = []
         monkeypatch.setattr(
             read_guest,

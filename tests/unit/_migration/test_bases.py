@@ -1,0 +1,114 @@
+# Copyright (c) Phyllome OS contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Files that several guests stand on: nobody loses them, and nobody is sent what is there already."""
+
+from __future__ import annotations
+
+import itertools
+import pathlib
+import subprocess
+import typing as t
+
+import pytest
+
+from ansible_collections.phyllome.virt.plugins.module_utils._core.errors import PhyllomeError
+from ansible_collections.phyllome.virt.tests.unit._migration.test_cold import SIZE, Play, one_after_another
+from ansible_collections.phyllome.virt.tests.unit._migration.world import UUID
+
+
+class Standing(Play):
+    """The guest's disk is an overlay of an image, which is nobody's."""
+
+    def __init__(self, folder: t.Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__(folder, monkeypatch)
+        self.golden = self.world.images / "golden.raw"
+        self.disk.replace(self.golden)
+        over(self.golden, self.disk)
+        self.digest = self.summed(self.disk)
+        self.domain.root.find("devices/disk/driver").set("type", "qcow2")
+        self.there = self.world.hosts["beta"].path(str(self.golden))
+        """The image at the destination."""
+
+    def at(self, host: str) -> list[str]:
+        return [name for name in super().at(host) if name != "golden.raw"]
+
+
+def over(below: pathlib.Path, top: pathlib.Path) -> None:
+    """Make an overlay."""
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", below, "-F", "raw", top], check=True)
+
+
+@pytest.fixture
+def plays(tmp_path):
+    yield from one_after_another(tmp_path, Standing)
+
+
+@pytest.fixture
+def play(plays):
+    return plays()
+
+
+@pytest.mark.parametrize("disks", ["retain", "purge"])
+def test_the_image_stays_and_goes(play, disks):
+    (image,) = (one for one in play.look(source_disks=disks)["plan"] if one["path"] == "disks.vda.1")
+    assert image["why"].endswith("below vda, and stays here")
+    moved = play.run(source_disks=disks)
+    assert not [name for name in moved["leftovers"] if "golden" in name]
+    play.arrived(False)
+    assert play.golden.exists() and play.summed(play.there) == play.summed(play.golden)
+
+
+def test_it_is_used_where_the_destination_has_it(play):
+    play.there.write_bytes(play.golden.read_bytes())
+    was = play.there.stat().st_ino
+    moved = play.run()
+    assert [one["path"] for one in moved["disks"]] == [str(play.disk)]
+    play.arrived(False)
+    assert play.run(state="rolled_back")["changed"] and play.there.stat().st_ino == was
+    assert play.run()["changed"]
+    play.arrived(False)
+    assert play.there.stat().st_ino == was
+
+
+@pytest.mark.parametrize("longer", [b"", b"x"])
+@pytest.mark.parametrize("mode", ["cold", "warm"])
+def test_another_one_of_that_name_refuses_before_the_guest_is_shut_down(play, longer, mode):
+    play.domain.running = True
+    play.there.write_bytes(bytes(SIZE) + longer)
+    with pytest.raises(PhyllomeError, match=r"beta has another .*golden.raw") as error:
+        play.run(mode=mode)
+    assert "Say chain: flatten" in str(error.value.remedy) and error.value.facts["phase"] == "rolled_back"
+    play.restored(True)
+    assert play.there.stat().st_size == SIZE + len(longer)
+
+
+@pytest.mark.parametrize("found", [False, True], ids=["it went along", "it was there"])
+def test_a_move_that_died_before_any_of_its_steps_is_finished(plays, found):
+    for step in itertools.count(1):
+        play = plays()
+        if found:
+            play.there.write_bytes(play.golden.read_bytes())
+        if play.run(step) is not None:
+            assert step > 10
+            return
+        play.run()
+        play.arrived(False)
+        assert play.golden.exists() and play.there.exists()
+
+
+@pytest.mark.parametrize("below", [False, True], ids=["has it as well", "stands on it"])
+@pytest.mark.parametrize("mode", ["cold", "live"])
+def test_a_disk_that_another_guest_needs_does_not_leave(play, mode, below):
+    clone, text = play.world.images / "clone.raw", play.domain.XMLDesc()
+    if below:
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", play.disk, "-F", "qcow2", clone], check=True)
+        text = text.replace("web.raw", "clone.raw")
+    play.world.hosts["alpha"].defineXML(text.replace(UUID, UUID[:-1] + "9").replace("<name>web", "<name>clone"))
+    play.domain.running = mode == "live"
+    for call in (play.look, play.run):
+        with pytest.raises(PhyllomeError, match="clone first, with chain: flatten, or remove it") as error:
+            call(mode=mode)
+        found = [one["what"] for one in error.value.facts["blockers"] if one["code"] == "linked_clones"]
+        assert found == [f"the guest clone has {play.disk} as well, as a disk or below one, and would lose it"]
+    assert play.disk.exists() and play.at("beta") == []

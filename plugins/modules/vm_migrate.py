@@ -283,7 +283,8 @@ notes:
     Each of these is a blocker that is named.
   - >-
     While a guest moves, and after it has, the source does not start it, by whatever way: a hook of libvirt that the role
-    P(phyllome.virt.hypervisor#role) installs refuses. A cold move needs that hook at the destination too.
+    P(phyllome.virt.hypervisor#role) installs refuses. A warm or cold move needs that hook at the destination too, and is refused
+    without it before the guest is shut down.
 requirements:
   - libvirt-python
   - lxml

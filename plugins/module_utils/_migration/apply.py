@@ -26,7 +26,7 @@ from .judge import ALIVE
 from .plan import grown, pieces, retained
 from .process import Qemu
 from .progress import Progress
-from .read import SWTPM, Pair, View
+from .read import SWTPM, TPM_STATES, Pair, View
 from .read_guest import Guest, parse_guest
 from .read_guest import guest as read_guest
 from .read_way import address
@@ -37,8 +37,6 @@ _HELD = (
     "libvirt 9.0 goes on holding the job of a post-copy migration whose QEMU died: restart it there (systemctl restart libvirtd, or "
     "virtqemud), which leaves guests running, and run again. The guest is at the destination already."
 )
-TPM_STATES = ("tpm2-00.permall", "tpm-00.permall")
-"""What swtpm keeps of a TPM 2.0 and of a TPM 1.2; the rest of its folder are locks."""
 
 
 @dataclasses.dataclass

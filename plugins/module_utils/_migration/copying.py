@@ -17,11 +17,11 @@ import typing as t
 from .._core import virt
 from .._core.errors import PhyllomeError
 from . import files, stream
-from .apply import TPM_STATES, Mover
+from .apply import Mover
 from .journal import Record
 from .manifest import Manifest, Stamp
 from .plan import grown
-from .read import NVRAM
+from .read import NVRAM, TPM_STATES
 from .read_guest import Guest
 from .transfer import too_slow
 

@@ -306,13 +306,16 @@ class _Run:
     def _against(self, made_of: Guest, mode: str) -> list[Blocker]:
         """What stands against moving the guest like that."""
         view = self._view
-        offered = offer(self._pair, made_of)
+        offered = offer(self._pair, made_of, mode)
         if made_of.shared:
             apart = not_shared(self._pair.destination, made_of, view.op_id, write=not self._check_mode)
             offered = dataclasses.replace(offered, not_shared=apart)
         ours: t.Collection[str] = ()
         if view.record is not None and view.record.phase == "started":
             ours = view.record.staged.values() if view.record.by_files else view.record.pieces.values()
+        arrived = view.destination.mark
+        if arrived is not None and arrived.op_id == view.op_id:
+            ours = [*ours, *arrived.files]
         self._warnings = unknown(made_of, offered, view.destination.host)
         if made_of.shared and self._check_mode:
             self._warnings.append(

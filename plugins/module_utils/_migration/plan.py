@@ -93,7 +93,7 @@ def blockers(order: Order, view: View, guest: Guest, offer: Offer, mode: str, ou
         guest: what is moved.
         offer: what the destination has.
         mode: how it would move; warm and cold differ in nothing that counts here.
-        ours: paths at the destination that an interrupted run of this move has made.
+        ours: files and folders at the destination that an interrupted run of this move has made.
     """
     here, there = view.source.host, view.destination.host
     found: list[Blocker] = []
@@ -145,13 +145,21 @@ def blockers(order: Order, view: View, guest: Guest, offer: Offer, mode: str, ou
         )
     if off:
         _devices(block, there, order, guest, offer)
-    for disk in guest.disks:
-        if disk.path in offer.present and disk.path not in ours:
+    disks = {disk.path for disk in guest.disks}
+    for path in offer.present:
+        if not any(path == one or path.startswith(f"{one}/") for one in ours):
             block(
                 "disk_exists",
-                f"{there} has a file {disk.path} already, and this move did not make it",
-                "Look what it is; rename or delete it. If both hosts have the same storage, say storage: shared.",
+                f"{there} has a file {path} already, and this move did not make it",
+                "Look what it is; rename or delete it."
+                + (" If both hosts have the same storage, say storage: shared." if path in disks else ""),
             )
+    if offer.fence_there is False and not ours:
+        block(
+            "no_fence",
+            f"{there} does not keep a guest from being started before it was handed over: its libvirt lacks the hook phyllome-fence",
+            f"Run the role phyllome.virt.hypervisor on {there}.",
+        )
     _shared(block, there, order, guest, offer)
     _storage(block, there, guest, offer, resumed=off and bool(ours))
     for path, is_there in offer.media.items():
@@ -361,6 +369,8 @@ def unknown(guest: Guest, offer: Offer, there: str) -> list[str]:
             "This host does not keep the guest from being started here while it moves: its libvirt lacks the hook "
             "phyllome-fence, which the role phyllome.virt.hypervisor installs."
         )
+    if offer.fence_there is None:
+        said.append(f"Whether {there} has the hook phyllome-fence, which a move of files takes, could not be checked.")
     if offer.faults is None:
         said.append(f"Whether QEMU on {there} may handle page faults (on_stall: post_copy) could not be checked.")
     if guest.cpu is not None and offer.cpu is None and not offer.platform:

@@ -28,6 +28,8 @@ LOGS = "/var/log/libvirt/qemu"
 SWTPM = "/var/lib/libvirt/swtpm"
 NVRAM = "/var/lib/libvirt/qemu/nvram"
 """Where libvirt will put the variables of a guest that has not told yet (qemuFirmwareEnsureNVRAM)."""
+TPM_STATES = ("tpm2-00.permall", "tpm-00.permall")
+"""What swtpm keeps of a TPM 2.0 and of a TPM 1.2; the rest of its folder are locks."""
 PATIENCE = 30.0
 """Seconds for a daemon that restarts, and for one that is busy with the guest."""
 

@@ -16,7 +16,7 @@ import typing as t
 
 from .._core import virt, xml
 from . import devices, files
-from .read import NVRAM, Pair
+from .read import NVRAM, TPM_STATES, Pair
 from .read_guest import Guest
 from .read_way import Way, way
 
@@ -37,7 +37,7 @@ class Offer:
         same_host: whether it is the source itself.
         memory: bytes that are available.
         pools: by directory; None where there is no running pool.
-        present: paths of the guest's disks that exist there.
+        present: paths of the guest's disks, UEFI variables, TPM and what vm_snapshot keeps that exist there.
         media: whether each CD or read-only file exists there.
         networks: whether each network is active; None where it does not exist.
         bridges: whether each bridge exists.
@@ -49,6 +49,7 @@ class Offer:
         way: what lies between the hosts.
         devices: each device that the guest shall get, by id; None where there is no such device.
         fence: whether the source has the hook that keeps a guest in a move from being started.
+        fence_there: whether the destination has it; only looked up where files are moved, which takes it.
         faults: whether QEMU there may handle page faults of its guests, which post-copy takes.
         not_shared: why a disk that both hosts are said to have is not the same one, by target.
         room: bytes that are free where files wait that are no disks; looked up when there are large ones.
@@ -69,13 +70,19 @@ class Offer:
     way: Way
     devices: t.Mapping[str, devices.Offered | None] = dataclasses.field(default_factory=dict)
     fence: bool = True
+    fence_there: bool | None = True
     faults: bool | None = True
     not_shared: t.Mapping[str, str] = dataclasses.field(default_factory=dict)
     room: int | None = None
 
 
-def offer(pair: Pair, made_of: Guest) -> Offer:
+def offer(pair: Pair, made_of: Guest, mode: str) -> Offer:
     """What the destination offers to a guest.
+
+    Args:
+        pair: both hosts.
+        made_of: the guest, as it is read for the mode.
+        mode: how it would move.
 
     Raises:
         PhyllomeError: libvirt does not say.
@@ -88,6 +95,10 @@ def offer(pair: Pair, made_of: Guest) -> Offer:
         offered = pair.destination.ask(
             lambda connection: _offer(connection, own, made_of, between, pair.order.hostdevs)
         )
+        if mode != "live":
+            offered = dataclasses.replace(
+                offered, fence_there=pair.destination.ask(lambda connection: _fenced(connection, made_of.uuid))
+            )
         if pair.order.policy.on_stall != "post_copy":
             return offered
         faults = pair.destination.ask(lambda connection: _faults(connection, made_of.uuid, between))
@@ -108,6 +119,25 @@ def _faults(connection: t.Any, uuid: str, between: Way) -> bool | None:
             return True if settings else None  # Linux before 5.2 asks nobody
         return files.read(connection, settings["unprivileged_userfaultfd"]).strip() == b"1"
     return None
+
+
+def _fenced(connection: t.Any, uuid: str) -> bool | None:
+    """Whether there is the hook that libvirt asks before it starts a guest; one that nobody may run it does not ask."""
+    folder, name = os.path.split(_FENCE)
+    with contextlib.suppress(virt.libvirt.libvirtError), files.folder(connection, folder, uuid) as hooks:
+        mode = xml.parse(hooks[name].XMLDesc()).findtext("target/permissions/mode", "0") if name in hooks else "0"
+        return bool(int(mode, 8) & 0o111)
+    return None
+
+
+def _present(connection: t.Any, made_of: Guest) -> t.Iterator[str]:
+    """What goes with the guest's disks and is there already."""
+    beside = [made_of.nvram] if made_of.nvram else []
+    beside += [os.path.join(made_of.tpm, name) for name in TPM_STATES] if made_of.tpm else []
+    beside += files.below(made_of.snapshots) if made_of.snapshots else []
+    for where in sorted({os.path.dirname(path) for path in beside}):
+        with files.folder(connection, where, made_of.uuid) as names:
+            yield from (path for path in beside if os.path.dirname(path) == where and os.path.basename(path) in names)
 
 
 def _offer(connection: t.Any, own: tuple[str, str], made_of: Guest, between: Way, wanted: t.Mapping[str, str]) -> Offer:
@@ -140,7 +170,7 @@ def _offer(connection: t.Any, own: tuple[str, str], made_of: Guest, between: Way
         same_host=own == here or own[1] == here[1],
         memory=1024 * sum(stats.get(key, 0) for key in ("free", "buffers", "cached")) or None,
         pools={folder: None if pool is None else Pool(pool.name(), pool.info()[3]) for folder, pool in pools.items()},
-        present=tuple(present),
+        present=(*present, *_present(connection, made_of)),
         media=media,
         networks=networks,
         bridges={name: _bridge(connection, name) for name in made_of.bridges},

@@ -19,13 +19,13 @@ from .._core import virt, xml
 from .._core.errors import PhyllomeError
 from .._core.plan import Change, Plan
 from . import files
-from .apply import TPM_STATES, Mover
+from .apply import Mover
 from .cold import Cold, place
 from .definition import set_mark, undefine_flags, write_mark
 from .journal import Mark, Record
 from .judge import ALIVE, Row
 from .plan import retained
-from .read import View
+from .read import TPM_STATES, View
 from .read_guest import Guest
 from .read_guest import guest as read_guest
 

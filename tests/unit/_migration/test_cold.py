@@ -23,6 +23,7 @@ from ansible_collections.phyllome.virt.plugins.module_utils._migration import (
     plan,
     policy,
     read,
+    read_guest,
     read_offer,
     stream,
 )
@@ -462,7 +463,81 @@ def test_a_file_that_the_guest_has_no_more_stays_and_is_told(play):
     assert not any("web-data" in line for line in result["leftovers"])
 
 
-def test_a_destination_without_the_hook_gets_nothing(play, monkeypatch):
+@pytest.fixture
+def identity(play, monkeypatch):
+    """Paths of the guest's UEFI variables, of its TPM's state and of what vm_snapshot keeps of it."""
+    world = play.world
+    monkeypatch.setattr(read_guest, "SWTPM", str(world.swtpm))
+    paths = {
+        "nvram": world.nvram / "web_VARS.fd",
+        "tpm": world.swtpm / UUID / "tpm2" / "tpm2-00.permall",
+        "snapshots": world.snapshots / UUID / "one" / "memory",
+    }
+    for path in paths.values():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"its own")
+    xml.child(xml.ensure(play.domain.root, "os"), "nvram", str(paths["nvram"]))
+    tpm = xml.child(xml.ensure(play.domain.root, "devices"), "tpm", model="tpm-crb")
+    xml.child(tpm, "backend", type_="emulator", version="2.0")
+    return paths
+
+
+@pytest.mark.parametrize("what", ["nvram", "tpm", "snapshots", "hook", "mode"])
+def test_what_is_in_the_way_is_said_before_the_guest_is_shut_down(play, monkeypatch, identity, what):
+    play.domain.running = True
+    monkeypatch.setattr(Domain, "shutdownFlags", lambda *dummy: pytest.fail("it was shut down"))
+    if what == "hook":
+        play.world.hook.unlink()
+    elif what == "mode":
+        play.world.hook.chmod(0o644)
+    else:
+        there = play.world.hosts["beta"].path(str(identity[what]))
+        there.parent.mkdir(parents=True, exist_ok=True)
+        there.write_bytes(b"of a guest that was removed")
+    words, code = (
+        (f"beta has a file {identity[what]} already", "disk_exists")
+        if what in identity
+        else ("lacks the hook phyllome-fence", "no_fence")
+    )
+    for check, mode in ((True, "cold"), (True, "warm"), (False, "cold"), (False, "warm")):
+        with pytest.raises(PhyllomeError, match=words) as error:
+            play.run(check=check, mode=mode)
+        assert [one["code"] for one in error.value.facts["blockers"]] == [code]
+        assert error.value.facts["phase"] == "blocked" and running(play) == play.where() == ["alpha"]
+    assert play.at("beta") == [] and play.domain.starts == 1
+
+
+def test_a_live_move_is_blocked_by_these_files_too_and_takes_no_hook(play, identity):
+    play.domain.running, play.domain.snapshots = True, []
+    identity["snapshots"].unlink()
+    play.world.hook.unlink()
+    assert play.look(mode="live")["blockers"] == []
+    for what in ("nvram", "tpm"):
+        there = play.world.hosts["beta"].path(str(identity[what]))
+        there.parent.mkdir(parents=True, exist_ok=True)
+        there.write_bytes(b"of a guest that was removed")
+        with pytest.raises(PhyllomeError, match=f"beta has a file {identity[what]} already"):
+            play.look(mode="live")
+        there.unlink()
+
+
+def test_a_move_that_goes_on_is_not_blocked_by_its_own_files(plays, monkeypatch):
+    step, seen, ended = 0, set(), None
+    while ended is None:
+        play = plays()
+        variables = play.world.nvram / "web_VARS.fd"
+        variables.parent.mkdir()
+        variables.write_bytes(b"its own")
+        xml.child(xml.ensure(play.domain.root, "os"), "nvram", str(variables))
+        play.domain.running = True
+        ended = play.run(step, mode="cold")
+        seen.update(os.listdir(play.world.hosts["beta"].path(str(play.world.nvram))))
+        assert play.look(mode="cold")["blockers"] == [], f"step {step}"
+        step += 1
+    assert [name[-len("web_VARS.fd.partial") :] for name in sorted(seen)] == ["web_VARS.fd.partial", "web_VARS.fd"]
+
+
+def test_a_destination_whose_libvirt_does_not_ask_the_hook_gets_nothing(play, monkeypatch):
     monkeypatch.setattr(play.world.fence, "refusal", lambda *dummy: None)
     with pytest.raises(PhyllomeError, match="does not ask before it starts a guest"):
         play.run()

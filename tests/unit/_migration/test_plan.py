@@ -157,6 +157,12 @@ def test_files_below_a_disk_need_space_as_well_and_are_copied_first():
     assert put_away == ["alpha.disks.vda", "alpha.disks.vda.1"]
 
 
+def test_a_hook_that_could_not_be_looked_for_is_told_and_blocks_nothing():
+    (said,) = plan.unknown(GUEST, dataclasses.replace(OFFER, fence_there=None), "beta")
+    assert "Whether beta has the hook phyllome-fence" in said
+    assert found(offer={"fence_there": None}, mode="cold") == []
+
+
 def test_a_source_that_starts_its_guests_without_asking_is_named():
     assert plan.unknown(GUEST, OFFER, "beta") == []
     (said,) = plan.unknown(GUEST, dataclasses.replace(OFFER, fence=False), "beta")
@@ -209,6 +215,8 @@ def test_a_mode_that_auto_was_not_allowed_is_not_taken():
         ("managed_save", {"guest": {"managed_save": True}}),
         ("hostdevs", {"guest": {"obstacles": (HOSTDEV,)}}),
         ("disk_exists", {"offer": {"present": (PATH,)}}),
+        ("disk_exists", {"offer": {"present": (GUEST.nvram,)}}),
+        ("no_fence", {"offer": {"fence_there": False}, "mode": "cold"}),
         ("pool_missing", {"offer": {"pools": {"/var/lib/libvirt/images": None}}}),
         ("space", {"offer": {"pools": {"/var/lib/libvirt/images": Pool("images", 110 * MIB)}}}),
         ("medium_missing", {"offer": {"media": {"/isos/a.iso": False}}}),
@@ -259,6 +267,8 @@ def test_a_guest_without_memory_on_its_way_may_go_to_an_older_qemu():
 
 def test_a_file_that_this_move_has_left_is_no_blocker():
     assert found(offer={"present": (PATH,)}, ours=(PATH,)) == []
+    assert found(offer={"present": (f"{GUEST.tpm}/tpm2-00.permall",)}, ours=(f"/var/lib/libvirt/swtpm/{UUID}",)) == []
+    assert found(offer={"fence_there": False}, ours=(PATH,), mode="cold") == []
 
 
 def test_what_is_unknown_is_no_blocker_but_is_said():

@@ -18,6 +18,7 @@ import typing as t
 from ansible_collections.phyllome.virt.plugins.module_utils._core import xml
 
 FENCE = pathlib.Path(__file__).resolve().parents[3] / "roles/hypervisor/files/fence.py"
+HOOK = "/etc/libvirt/hooks/qemu.d/phyllome-fence"
 UUID = "11111111-1111-4111-8111-111111111111"
 
 
@@ -70,8 +71,11 @@ class World:
         """The same on both hosts, unless it is mounted at alpha alone."""
         self.shared.mkdir()
         self.mounted = {"alpha", "beta"}
-        self.nvram, self.snapshots = folder / "nvram", folder / "snapshots"
+        self.nvram, self.snapshots, self.swtpm = folder / "nvram", folder / "snapshots", folder / "swtpm"
         (self.beta / str(self.nvram)[1:]).mkdir()
+        self.hook = self.beta / HOOK[1:]
+        self.hook.parent.mkdir(parents=True)
+        self.hook.touch(0o755)
         self.hosts = {name: Host(self, name) for name in ("alpha", "beta")}
         self.last: int | None = None
         self.steps = 0
@@ -165,8 +169,8 @@ class Host:
         return Stream()
 
     def storagePoolLookupByTargetPath(self, path: str) -> Pool:
-        known = path in (str(self.world.images), str(self.world.shared), str(self.world.nvram))
-        if known or (path.startswith(str(self.world.snapshots)) and self.path(path).is_dir()):
+        known = path in (str(self.world.images), str(self.world.shared), str(self.world.nvram), os.path.dirname(HOOK))
+        if known or (path.startswith((str(self.world.snapshots), str(self.world.swtpm))) and self.path(path).is_dir()):
             return Pool(self, path)
         raise Error(self.world.lib.VIR_ERR_NO_STORAGE_POOL)
 
@@ -392,6 +396,7 @@ class Volume:
     def XMLDesc(self) -> str:
         changed = self.path.stat().st_mtime_ns + int(self.host.ahead * 10**9)
         stamps = f"<timestamps><mtime>{changed // 10**9}.{changed % 10**9:09}</mtime></timestamps>"
+        stamps += f"<permissions><mode>{self.path.stat().st_mode & 0o7777:04o}</mode></permissions>"
         return f"<volume><physical>{self.path.stat().st_size}</physical><target>{stamps}</target></volume>"
 
     def infoFlags(self, dummy: int) -> list[int]:

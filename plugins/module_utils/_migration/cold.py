@@ -54,7 +54,7 @@ class Cold:
         self._stopping: float | None = None
         self._same: set[str] = set()  # files below disks that the destination has already
         self._boot = ""
-        self._placed = False
+        self._placed = self._overtaken = False
 
     @staticmethod
     def has(view: View) -> bool:
@@ -329,7 +329,15 @@ class Cold:
         if self._incomplete(view):
             self.discard(view)
             return
-        place(self.pair.destination.connection.lookupByUUIDString(view.uuid), view.op_id, there.host)
+        try:
+            place(self.pair.destination.connection.lookupByUUIDString(view.uuid), view.op_id, there.host)
+        except PhyllomeError as exc:
+            if self._overtaken or " is there already" not in exc.why:
+                raise
+            # another guest's move has brought it meanwhile, if it is below a disk: then it is used
+            self._overtaken = True
+            self.discard(view)
+            return
         self._placed = True
         self.mover.commit(view, sync=True)
 

@@ -71,6 +71,23 @@ def test_it_is_used_where_the_destination_has_it(play):
     assert play.there.stat().st_ino == was
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_the_move_of_another_guest_brings_it_at_the_same_time(play, same):
+    def meanwhile() -> None:
+        if play.world.hosts["beta"].domains and not play.there.exists():
+            play.there.write_bytes(play.golden.read_bytes() if same else b"another")
+
+    play.world.meanwhile = meanwhile
+    if same:
+        play.run()
+        play.arrived(False)
+    else:
+        with pytest.raises(PhyllomeError, match=r"beta has another .*golden.raw"):
+            play.run()
+        play.restored(False)
+    assert play.there.read_bytes() == (play.golden.read_bytes() if same else b"another")
+
+
 @pytest.mark.parametrize("longer", [b"", b"x"])
 @pytest.mark.parametrize("mode", ["cold", "warm"])
 def test_another_one_of_that_name_refuses_before_the_guest_is_shut_down(play, longer, mode):

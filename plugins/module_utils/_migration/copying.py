@@ -199,16 +199,27 @@ class Copier:
                     self._tell()
             if 0 < known < item.size:
                 stream.cut(connection, volume, known)
+            taken, keeps = volume.info()[2], False
             with contextlib.closing(stream.chunks(file.fileno(), known, item.size, sums)) as coming:
                 for start in range(known, item.size, stream.SEGMENT):
                     end = min(start + stream.SEGMENT, item.size)
                     entries: list[str] = []
                     part = _part(coming, end, entries)
-                    sent = stream.append(connection, volume, part, start, end, end == item.size, self.pace)
+                    if keeps:
+                        sent = stream.fill(connection, volume, part, end, self.pace)
+                    else:
+                        sent = stream.append(connection, volume, part, start, end, end == item.size, self.pace)
+                    taken += sent
+                    if sent and not keeps:
+                        stream.cut(connection, volume, end)
+                        keeps = volume.info()[2] > grown(taken)
+                        if keeps:  # again, so that nothing is kept in its holes
+                            stream.cut(connection, volume, max(1, start))
+                            entries = []
+                            with contextlib.closing(stream.chunks(file.fileno(), start, end, sums)) as again:
+                                sent += stream.fill(connection, volume, _part(again, end, entries), end, self.pace)
                     manifest.done(start, end, entries, stamp, sent)
                     self._tell()
-            if self.rests and item.size:
-                stream.cut(connection, volume, item.size)  # XFS keeps room behind the end of a file that grows
 
     def _patch(
         self, connection: t.Any, volume: t.Any, manifest: Manifest, found: t.Sequence[stream.Chunk], stamp: Stamp

@@ -287,10 +287,19 @@ def append(
 
 
 def cut(connection: t.Any, volume: t.Any, end: int) -> None:
-    """Make a volume end there, whatever an interrupted run or its file system has put after it."""
+    """Make a volume end there, whatever an interrupted run or its file system has put after it, or holes up to there."""
     sparse = virt.libvirt.VIR_STORAGE_VOL_UPLOAD_SPARSE_STREAM
     with _opened(connection, volume, end - 1, 1, sparse) as stream:
         stream.sendHole(1)
+
+
+def fill(connection: t.Any, volume: t.Any, coming: t.Iterable[Chunk], end: int, pace: Pace) -> int:
+    """As ``append``, slower, where a file system keeps room behind the end of a file that grows, as XFS does.
+
+    The volume is made longer first: what is written before its end then takes no more room than it needs.
+    """
+    cut(connection, volume, end)
+    return patch(connection, volume, [piece for one in coming for piece in one.pieces()], pace)
 
 
 def patch(connection: t.Any, volume: t.Any, pieces: t.Sequence[Piece], pace: Pace) -> int:

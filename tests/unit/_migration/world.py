@@ -109,7 +109,7 @@ class Host:
         self.boot: str | None = "first"
         self.behind = 0
         """Bytes that its file system, as XFS, keeps behind the end of a file that grew, until it is cut there."""
-        self.grew: set[pathlib.Path] = set()
+        self.ends: dict[pathlib.Path, set[int]] = {}
         self.ahead = 0.0
 
     def path(self, path: str) -> pathlib.Path:
@@ -364,6 +364,7 @@ class Pool:
         self.host.world.step()
         root = xml.parse(text)
         path = self.folder / root.findtext("name", "")
+        self.host.ends.pop(path, None)
         with path.open("xb") as file:
             file.truncate(int(root.findtext("capacity", "")))
         return Volume(self.host, path)
@@ -390,7 +391,7 @@ class Volume:
         return [
             self.host.world.lib.VIR_STORAGE_VOL_DIR if self.path.is_dir() else 0,
             status.st_size,
-            status.st_blocks * 512 + self.host.behind * (self.path in self.host.grew),
+            status.st_blocks * 512 + self.host.behind * len(self.host.ends.get(self.path, ())),
         ]
 
     def XMLDesc(self) -> str:
@@ -419,8 +420,10 @@ class Stream:
         host = self.volume.host
         if host.full is not None and self.at + len(data) > host.full:
             raise Error(38, "No space left on device")
-        if self.at + len(data) > self.volume.path.stat().st_size:
-            host.grew.add(self.volume.path)
+        ends, size = host.ends.setdefault(self.volume.path, set()), self.volume.path.stat().st_size
+        if self.at + len(data) > size:
+            ends.discard(size)
+            ends.add(self.at + len(data))
         with self.volume.path.open("r+b") as file:
             file.seek(self.at)
             file.write(data)
@@ -429,8 +432,9 @@ class Stream:
 
     def sendHole(self, length: int) -> None:
         self.at += length
-        if self.at <= self.volume.path.stat().st_size:
-            self.volume.host.grew.discard(self.volume.path)
+        ends = self.volume.host.ends.setdefault(self.volume.path, set())
+        if self.at <= self.volume.path.stat().st_size:  # what was made longer by a hole stays in it
+            ends -= {end for end in ends if end >= self.at}
         os.truncate(self.volume.path, self.at)
 
     def sparseRecvAll(self, fill: t.Any, skip: t.Any, opaque: t.Any) -> None:

@@ -72,6 +72,8 @@ options:
         C(.phyllome-retained-) and the C(op_id). To keep it, move the guest back instead.
       - V(committed), the move is finished for good, and the source's retained copy is deleted.
       - V(cleaned), nothing is left on the source of all moves of this guest, and nothing at this destination of those that did not come about.
+      - V(committed) and V(cleaned) also do so where neither host has the guest any more, because it has moved on or was removed. What another guest
+        of the source has by now is not deleted. Where several guests had the name, O(uuid) says which is meant.
       - Run each of them where the move was run, with the same O(source) and O(destination).
     type: str
     choices: [migrated, rolled_back, committed, cleaned]

@@ -324,13 +324,14 @@ class Journal:
         with open(self._lock(uuid), "w", encoding="ascii") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
 
-    def of_guest(self, uuid: str) -> list[Record]:
-        """All records of a guest."""
+    def of_guest(self, uuid: str, name: str | None = None) -> list[Record]:
+        """All records of a guest; without its uuid those of all that had the name."""
         if not os.path.isdir(self._directory):
             return []
         names = sorted(name for name in os.listdir(self._directory) if name.endswith(".json"))
         records = (self.load(name[: -len(".json")]) for name in names)
-        return [record for record in records if record is not None and record.uuid == uuid]
+        known = (record for record in records if record is not None)
+        return [record for record in known if (record.uuid == uuid if uuid else record.name == name)]
 
     def _lock(self, uuid: str) -> str:
         os.makedirs(LOCKS, mode=0o700, exist_ok=True)

@@ -201,6 +201,10 @@ ALONE = Row(
     1, _ANY, _ANY, _ANY, _ANY, None, "the source gave the guest up, and the destination has none any more", "refuse"
 )
 
+GONE = Row(
+    2, _ANY, _ANY, _ANY, _ANY, None, "the guest has finished its moves, and neither host has it any more", "none"
+)
+
 _TWO = frozenset({"moving", "arriving", "done", "returning"})
 _EITHER = frozenset({"source", "destination"})
 

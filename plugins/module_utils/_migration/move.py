@@ -26,7 +26,7 @@ from .journal import Busy, Journal
 from .plan import Blocker, blockers, modes, plan, unknown
 from .progress import Progress, closed, opened
 from .read import Pair, Side
-from .read_guest import Disk, Guest, guest
+from .read_guest import Disk, Guest, guest, needed_by_others
 from .read_offer import offer
 from .read_shared import not_shared
 from .spec import accept
@@ -89,8 +89,48 @@ class _Run:
         if self._pair.order.truth in words:
             row = dataclasses.replace(row or judge.ALONE, action="decide")
         self._row: judge.Row = row  # type: ignore[assignment]
-        if row is None or row.action == "refuse":
+        if (row is None or row.action == "refuse") and not self._gone():
             raise self._refusal(row)
+
+    def _gone(self) -> bool:
+        """Whether there is no guest any more and none of its moves is under way, so that what they have left is all there is.
+
+        Raises:
+            PhyllomeError: it is not known which guest is meant.
+        """
+        order, view, pair = self._pair.order, self._view, self._pair
+        sides = (view.source, view.destination)
+        if order.state not in ("cleaned", "committed") or any(one.state != "absent" or one.clash for one in sides):
+            return False
+        records = pair.journal.of_guest(order.uuid or "", order.name)
+        uuids = sorted({record.uuid for record in records})
+        if len(uuids) > 1:
+            raise self._failed(
+                PhyllomeError(
+                    f"There were several guests {order.name}",
+                    f"the journal of {view.source.host} knows moves of {', '.join(uuids)}, and neither host has one of them",
+                    "Say uuid instead of name, and clean them one by one.",
+                ),
+                "refused",
+            )
+        uuid = "".join(uuids)
+
+        def renamed(connection: t.Any) -> bool:
+            return virt.found(lambda: connection.lookupByUUIDString(uuid)) is not None
+
+        if any(record.phase not in ("done", "returned") for record in records):
+            return False
+        if uuid and (pair.source.ask(renamed) or pair.destination.ask(renamed)):
+            return False
+        last = max(
+            (one for one in records if one.destination == view.destination.host),
+            key=lambda one: one.started,
+            default=None,
+        )
+        known = dataclasses.replace(view.source, name=order.name or order.uuid, uuid=uuid)
+        self._view = dataclasses.replace(view, source=known, op_id=last.op_id if last else view.op_id, record=last)
+        self._mover.op, self._row = self._view.op_id, judge.GONE
+        return True
 
     def go(self) -> dict[str, t.Any]:
         """Bring it about, or say what would be done."""
@@ -106,11 +146,13 @@ class _Run:
             self._plan = undo.plan(state, self._view, self._row, records)
         except PhyllomeError as exc:
             raise self._failed(exc, "refused") from exc
+        chosen = [one for one in records if state == "cleaned" or one.op_id == self._view.op_id]
+        if state != "rolled_back":
+            self._refuse_used({name for record in chosen for name in record.retained.values()})
         if check_mode or not len(self._plan):
             return self._result(changed=bool(len(self._plan)), phase="planned" if len(self._plan) else state)
         with self._only():
             if state != "rolled_back":
-                chosen = [one for one in records if state == "cleaned" or one.op_id == self._view.op_id]
                 self._undo.purge(chosen)
                 self._look()
                 return self._result(changed=True, phase=state)
@@ -123,6 +165,24 @@ class _Run:
                 except PhyllomeError as exc:
                     raise self._failed(exc, "moving") from exc
         raise self._failed(self._stuck(), "moving")
+
+    def _refuse_used(self, names: t.Collection[str]) -> None:
+        """Delete nothing that a guest of the source has now.
+
+        Raises:
+            PhyllomeError: one has some of it.
+        """
+        connection = self._pair.source.connection
+        used = {name: guest for name, guest in needed_by_others(connection, "").items() if name in names}
+        if used:
+            raise self._failed(
+                PhyllomeError(
+                    f"What moves of {self._view.name} have left cannot be removed",
+                    "; ".join(f"the guest {guest} has {name}, or stands on it" for name, guest in sorted(used.items())),
+                    "Give these guests other disks first, or remove them.",
+                ),
+                "refused",
+            )
 
     @contextlib.contextmanager
     def _only(self) -> t.Iterator[None]:

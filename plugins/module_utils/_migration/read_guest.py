@@ -180,7 +180,7 @@ def _guest(connection: t.Any, domain: t.Any, sizes: bool, shares: Shares, cold: 
         if t.cast("xml.Element", element.find("target")).get("dev") in both:
             xml.drop(element, "backingStore")  # nothing of it is copied
     flat = chained - both if flatten else set()
-    others = _needed_by_others(connection, parsed.uuid)
+    others = needed_by_others(connection, parsed.uuid)
     clones = tuple(_base(disk, others[disk.path]) for disk in disks if disk.target not in both and disk.path in others)
     made = marker(root)
     own = {volume.path for volume in made.volumes if volume.made} - set(others) if made is not None else set()
@@ -329,7 +329,7 @@ def _room(disks: t.Sequence[Disk]) -> t.Iterator[tuple[str, str, str]]:
             yield "space", what, "Make room there, say chain: keep, or move the guest live, which takes no space here."
 
 
-def _needed_by_others(connection: t.Any, uuid: str) -> dict[str, str]:
+def needed_by_others(connection: t.Any, uuid: str) -> dict[str, str]:
     """Files that disks of the other guests of this host are or stand on, and the name of such a guest."""
     needed: dict[str, str] = {}
     for domain, (text,) in virt.domains(connection, virt.libvirt.VIR_DOMAIN_XML_INACTIVE):

@@ -717,3 +717,79 @@ def test_a_begun_move_whose_devices_are_gone_is_taken_back(play, monkeypatch):
     with pytest.raises(PhyllomeError, match="Say which one of beta it gets"):
         play.run()
     play.restored(running=True)
+
+
+@pytest.mark.parametrize("state", ["cleaned", "committed"])
+@pytest.mark.parametrize("known", [{}, {"name": None, "uuid": UUID}])
+def test_what_is_left_of_a_guest_that_is_gone_is_cleaned_up(play, state, known):
+    play.run()
+    play.world.hosts["beta"].domains.clear()  # it was removed there, or moved on
+    planned = play.look(state=state, **known)
+    assert planned["changed"] is True and len(planned["plan"]) == 2 == len(os.listdir(play.world.images))
+    result = play.run(state=state, **known)
+    assert result["changed"] is True and result["plan"] == planned["plan"]
+    assert os.listdir(play.world.images) == [] == os.listdir(play.journal)
+    assert play.run(state=state, **known)["changed"] is False
+    with pytest.raises(PhyllomeError, match="There is no guest"):
+        play.run(**known)
+
+
+def test_of_a_guest_that_is_gone_in_the_middle_of_a_move_all_is_kept(play):
+    assert play.run(12) is None
+    (record,) = play.journal.glob("*.json")
+    assert '"started"' in record.read_text()
+    for host in play.world.hosts.values():
+        host.domains.clear()
+    with pytest.raises(PhyllomeError, match="There is no guest web"):
+        play.run(state="cleaned")
+    assert record.exists()
+
+
+def test_what_is_left_of_a_guest_that_has_another_name_now_is_kept(play):
+    play.run()
+    (guest,) = play.world.hosts["beta"].domains.values()
+    guest.root.find("name").text = "www"
+    with pytest.raises(PhyllomeError, match="There is no guest web"):
+        play.run(state="cleaned")
+    assert len(os.listdir(play.world.images)) == 2
+
+
+def test_of_several_guests_that_had_a_name_the_uuid_says_which_is_cleaned_up(play):
+    play.run()
+    play.world.hosts["beta"].domains.clear()
+    (record,) = play.journal.glob("*.json")
+    other = record.with_name("other.json")
+    other.write_text(record.read_text().replace(UUID, "22222222-1111-4111-8111-111111111111"))
+    with pytest.raises(PhyllomeError, match="There were several guests web"):
+        play.run(state="cleaned")
+    assert len(os.listdir(play.world.images)) == 2
+    assert play.run(state="cleaned", name=None, uuid=UUID)["changed"] is True
+    assert os.listdir(play.world.images) == [] and os.listdir(play.journal) == [other.name]
+
+
+@pytest.mark.parametrize("host", ["alpha", "beta"])
+def test_what_is_left_of_a_guest_is_no_matter_of_another_one_that_has_its_name_now(play, host):
+    text = play.domain.XMLDesc().replace(UUID, "22222222-1111-4111-8111-111111111111")
+    play.run()
+    play.world.hosts["beta"].domains.clear()
+    play.world.hosts[host].defineXML(text)
+    assert play.run(state="cleaned")["changed"] is False
+    kept = [name for name in os.listdir(play.world.images) if "retained" in name]
+    assert len(kept) == 2
+    assert play.run(state="cleaned", name=None, uuid=UUID)["changed"] is True
+    assert not set(kept) & set(os.listdir(play.world.images))
+
+
+def test_what_is_left_is_kept_where_a_guest_has_it(play):
+    text = play.domain.XMLDesc()
+    result = play.run()
+    play.world.hosts["beta"].domains.clear()
+    kept, dummy = result["leftovers"]
+    text = text.replace(UUID, "22222222-1111-4111-8111-111111111111").replace(str(play.disk), kept)
+    rescued = play.world.hosts["alpha"].defineXML(text.replace("<name>web", "<name>rescued"))
+    for check in (True, False):
+        with pytest.raises(PhyllomeError, match=f"the guest rescued has {kept}"):
+            play.run(state="cleaned", check=check)
+    assert len(os.listdir(play.world.images)) == 2
+    rescued.undefineFlags(0)
+    assert play.run(state="cleaned")["changed"] is True

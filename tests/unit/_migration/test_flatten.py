@@ -135,7 +135,7 @@ def test_what_arrived_is_told_and_check_mode_has_said_it(play):
 
 
 def test_a_base_that_others_need_stays(play, monkeypatch):
-    monkeypatch.setattr(read_guest, "_needed_by_others", lambda *dummy: {str(play.base)})
+    monkeypatch.setattr(read_guest, "needed_by_others", lambda *dummy: {str(play.base)})
     play.run()
     arrived(play, False)
     assert play.base.exists()

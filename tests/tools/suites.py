@@ -27,9 +27,11 @@ MEMORY = pathlib.Path("/dev/shm")
 CPUS = str(os.cpu_count() or 1)
 #: Long tests of code that Ansible has no part in, to which one ansible-core is as good as another.
 PURE = (
+    "test_bases.py",
     "test_bind.py",
     "test_capture.py",
     "test_cold.py",
+    "test_compressed.py",
     "test_corpus.py",
     "test_decide.py",
     "test_flatten.py",

@@ -81,6 +81,11 @@ def test_chains_snapshots_and_holes_arrive_as_they_were(site: Site, layered: dic
         assert allocated(site, "beta", path) <= size * 1.05 + 65536, path
     assert {disk["path"]: disk["verified"] for disk in result["disks"]} == dict.fromkeys(paths, "full")
     assert sum(disk["bytes_sent"] for disk in result["disks"]) <= sum(space) * 1.05
+    # taken back and made again: what is below the disk is there already
+    assert move(site, "layered", "alpha", state="rolled_back")["changed"]
+    again = move(site, "layered", "alpha")
+    assert [disk["path"] for disk in again["disks"]] == paths[3:], again
+    assert digest(site, "beta", *paths) == before
     site.fleet.host("beta").run(["qemu-img", "snapshot", "-a", "first", paths[3]])
     assert "enable" in site.virsh("beta", "dominfo", "layered").split("Autostart:")[1].split("\n")[0]
 

@@ -56,8 +56,8 @@ def typed_files() -> tuple[list[str], list[str]]:
     return sorted(set(python) - set(tools)), tools
 
 
-#: Style is judged once, by the main core: these four take three quarters of the time.
-SKIPPED = [f"--skip-test={test}" for test in ("pep8", "pylint", "shellcheck", "yamllint")]
+#: Judged once, by the main core: style, release notes, and imports, which the unit tests of every core do as well.
+SKIPPED = [f"--skip-test={test}" for test in ("changelog", "import", "pep8", "pylint", "shellcheck", "yamllint")]
 
 
 def jobs() -> dict[str, Job]:

@@ -54,11 +54,14 @@ def note(dummy, domain, event, detail, opaque):
     if domain.name() == "mover" and event == libvirt.VIR_DOMAIN_EVENT_SUSPENDED:
         struck = False
         for pid in filter(str.isdigit, os.listdir("/proc")):
-            with open(f"/proc/{pid}/cmdline", "rb") as stream:
-                line = stream.read().rstrip(b"\0").replace(b"\0", b" ").decode()
-            if re.search(sys.argv[1], line) and int(pid) != os.getpid():
-                os.kill(int(pid), int(sys.argv[2]))
-                struck = True
+            try:
+                with open(f"/proc/{pid}/cmdline", "rb") as stream:
+                    line = stream.read().rstrip(b"\0").replace(b"\0", b" ").decode()
+                if re.search(sys.argv[1], line) and int(pid) != os.getpid():
+                    os.kill(int(pid), int(sys.argv[2]))
+                    struck = True
+            except OSError:  # it has ended meanwhile
+                pass
         os._exit(0 if struck else 1)
 libvirt.virEventRegisterDefaultImpl()
 connection = libvirt.openReadOnly(None)

@@ -332,12 +332,16 @@ def _room(disks: t.Sequence[Disk]) -> t.Iterator[tuple[str, str, str]]:
 def needed_by_others(connection: t.Any, uuid: str) -> dict[str, str]:
     """Files that disks of the other guests of this host are or stand on, and the name of such a guest."""
     needed: dict[str, str] = {}
+    below: dict[str | None, tuple[str, ...]] = {None: ()}  # many clones stand on one base: QEMU is asked once
     for domain, (text,) in virt.domains(connection, virt.libvirt.VIR_DOMAIN_XML_INACTIVE):
         if domain.UUIDString() == uuid:
             continue
         for disk in parse_guest(xml.parse(text)).disks:
-            below = storage.chain(disk.path, disk.format) if storage.based(disk.path) else ()
-            needed.update(dict.fromkeys((disk.path, *below), domain.name()))
+            base = storage.backing(disk.path) if disk.format == "qcow2" else None
+            if base not in below:
+                last = base is not None and os.path.isfile(base) and not storage.based(base)
+                below[base] = (base,) if base is not None and last else storage.chain(disk.path, disk.format)
+            needed.update(dict.fromkeys((disk.path, *below[base]), domain.name()))
     return needed
 
 

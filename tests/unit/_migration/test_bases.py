@@ -13,6 +13,8 @@ import typing as t
 import pytest
 
 from ansible_collections.phyllome.virt.plugins.module_utils._core.errors import PhyllomeError
+from ansible_collections.phyllome.virt.plugins.module_utils._guest import storage
+from ansible_collections.phyllome.virt.plugins.module_utils._migration import read_guest
 from ansible_collections.phyllome.virt.tests.unit._migration.test_cold import SIZE, Play, one_after_another
 from ansible_collections.phyllome.virt.tests.unit._migration.world import UUID
 
@@ -129,3 +131,27 @@ def test_a_disk_that_another_guest_needs_does_not_leave(play, mode, below):
         found = [one["what"] for one in error.value.facts["blockers"] if one["code"] == "linked_clones"]
         assert found == [f"the guest clone has {play.disk} as well, as a disk or below one, and would lose it"]
     assert play.disk.exists() and play.at("beta") == []
+
+
+def test_clones_of_a_base_cost_no_process_each(play, monkeypatch):
+    """QEMU says what is below a base that is an overlay itself, once; a base that is none is in the header."""
+    asked: list[str] = []
+    chain = storage.chain
+
+    def counting(path: str, form: str | None) -> tuple[str, ...]:
+        asked.append(path)
+        return chain(path, form)
+
+    monkeypatch.setattr(storage, "chain", counting)
+    middle = play.world.images / "middle.qcow2"
+    over(play.golden, middle)
+    for number in range(6):
+        disk = play.world.images / f"clone{number}.qcow2"
+        below, form = (("middle.qcow2", "qcow2"), ("golden.raw", "raw"))[number % 2]
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", below, "-F", form, disk], check=True)
+        text = play.domain.XMLDesc().replace("web", f"clone{number}").replace(".raw", ".qcow2")
+        play.world.hosts["alpha"].defineXML(text.replace(UUID, UUID[:-1] + "abcdef"[number]))
+    needed = read_guest.needed_by_others(play.world.hosts["alpha"], UUID)
+    assert len(asked) == 1
+    images = {str(play.golden), str(middle), *(str(play.world.images / f"clone{number}.qcow2") for number in range(6))}
+    assert images <= set(needed)

@@ -93,25 +93,28 @@ class Side:
         """The answer to a question that may be asked twice.
 
         A daemon that is restarting is waited for, and so is one that is busy with the guest
-        (VIR_ERR_OPERATION_TIMEOUT: the guest's lock is held, which is no failure).
+        (VIR_ERR_OPERATION_TIMEOUT: the guest's lock is held, which is no failure). libvirt itself needs about
+        half a minute to say either, so the wait begins when it has.
 
         Args:
             question: called with the connection.
             patience: seconds.
         """
-        deadline = time.monotonic() + patience
+        deadline: float | None = None
         while True:
             try:
                 return question(self.connection)
-            except PhyllomeError:
-                if time.monotonic() > deadline:
-                    raise
-            except virt.libvirt.libvirtError as exc:
-                busy = exc.get_error_code() == virt.libvirt.VIR_ERR_OPERATION_TIMEOUT
-                lost = self._connection is not None and self._connection.isAlive() != 1
-                if not (busy or lost) or time.monotonic() > deadline:
+            except (PhyllomeError, virt.libvirt.libvirtError) as exc:
+                if deadline is None:
+                    deadline = time.monotonic() + patience
+                if time.monotonic() >= deadline or not (isinstance(exc, PhyllomeError) or self._passes(exc)):
                     raise
             time.sleep(0.2)
+
+    def _passes(self, error: t.Any) -> bool:
+        """Whether the same question may be answered a little later."""
+        busy = error.get_error_code() == virt.libvirt.VIR_ERR_OPERATION_TIMEOUT
+        return busy or self.gone
 
     def close(self) -> None:
         """Close the connection; the next question opens another."""

@@ -12,6 +12,7 @@ import types
 import pytest
 
 from ansible_collections.phyllome.virt.plugins.module_utils._core import xml
+from ansible_collections.phyllome.virt.plugins.module_utils._core.errors import PhyllomeError
 from ansible_collections.phyllome.virt.plugins.module_utils._migration import files, read, read_guest, read_offer
 from ansible_collections.phyllome.virt.plugins.module_utils._migration.journal import (
     Journal,
@@ -258,3 +259,51 @@ def test_states_of_post_copy(monkeypatch, state, reason, meant):
     monkeypatch.setattr(read.virt, "libvirt", lib)
     codes = [getattr(lib, f"VIR_DOMAIN_{state}"), getattr(lib, reason)]
     assert read._state(types.SimpleNamespace(state=lambda: codes), True)[0] == meant
+
+
+def lost(monkeypatch, ends, silent=40.0):
+    """A side whose daemon goes away while it is asked, which is known after ``silent`` seconds, and is back at ``ends``."""
+    now = [0.0]
+
+    @contextlib.contextmanager
+    def session(uri, keep_alive):
+        if 0 < now[0] < ends:
+            raise PhyllomeError("Cannot connect", "refused", "Is it there?")
+        opened = now[0]
+        yield types.SimpleNamespace(isAlive=lambda: int(now[0] < silent or opened >= ends))
+
+    def question(connection):
+        if now[0] >= ends:
+            return "answer"
+        now[0] = silent
+        raise Lib.libvirtError(1, "end of file")
+
+    monkeypatch.setattr(read.virt, "libvirt", Lib())
+    monkeypatch.setattr(read.virt, "session", session)
+    monkeypatch.setattr(read.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(read.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    return read.Side("qemu:///system", "beta"), question
+
+
+def test_a_daemon_is_waited_for_from_when_it_is_known_to_be_gone(monkeypatch):
+    side, question = lost(monkeypatch, ends=60.0)
+    assert side.ask(question) == "answer"
+
+
+@pytest.mark.parametrize("patience", [0.0, read.PATIENCE])
+def test_it_is_not_waited_for_for_ever(monkeypatch, patience):
+    side, question = lost(monkeypatch, ends=1000.0)
+    with pytest.raises(PhyllomeError if patience else Lib.libvirtError):
+        side.ask(question, patience)
+    assert patience <= read.time.monotonic() - 40 < patience + 1
+
+
+def test_what_it_answers_at_once_is_not_asked_again(monkeypatch):
+    side, dummy = lost(monkeypatch, ends=0.0)
+
+    def question(connection):
+        raise Lib.libvirtError(1, "no such guest")
+
+    with pytest.raises(Lib.libvirtError):
+        side.ask(question)
+    assert read.time.monotonic() == 0

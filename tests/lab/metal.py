@@ -365,6 +365,18 @@ class Machine:
     ) -> None:
         self.down()
 
+    def condition(self) -> str:
+        """What can be said of a machine that may have failed: whether it answers, its journal, and where its processors are."""
+        said = "it is off\n"
+        if self.running and self._greets(10):
+            said = self.run(["sh", "-c", "uptime; journalctl -q -n 40"], timeout=300, check=False).stdout
+        elif self.running:
+            with self.qmp() as qmp:
+                registers = qmp.execute("human-monitor-command", {"command-line": "info registers -a"})
+            where = re.findall(r"CPU#\d+|RIP=\w+|HLT=\d", registers)
+            said = f"it does not answer: {' '.join(where)}\n"
+        return f"{said}\n{self._log('qemu.log')}\n{self._log('console.log')}"
+
     def _log(self, name: str) -> str:
         with contextlib.suppress(FileNotFoundError):
             return (self.record.folder / name).read_text(errors="replace")[-3000:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -11,7 +12,9 @@ import typing as t
 import pytest
 
 from ansible_collections.phyllome.virt.tests.fleet import runner
-from ansible_collections.phyllome.virt.tests.lab.metal import Machine
+from ansible_collections.phyllome.virt.tests.lab.errors import LabError
+from ansible_collections.phyllome.virt.tests.lab.metal import Machine, records
+from ansible_collections.phyllome.virt.tests.lab.process import Process
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +91,18 @@ class Machines:
             if not future.cancelled() and not future.exception():
                 future.result().machine.down()
         self.pool.shutdown()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> t.Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Say of every machine of this run how it is when a test fails: whether it was the machine that failed."""
+    report = yield
+    if report.failed:
+        for record in records():
+            if record.owner == Process.current():
+                with contextlib.suppress(OSError, LabError):  # it may go off meanwhile
+                    report.sections.append((f"machine {record.name}", Machine(record).condition()))
+    return report
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -69,7 +69,7 @@ options:
       - V(migrated), the guest is at the destination.
       - V(rolled_back), a move that is not finished is taken back; so is one that is finished, as long as the source has its retained copy.
         The guest has to be off at the destination then, because what was written there since the move stays behind, under names that end in
-        C(.phyllome-retained-) and the C(op_id). To keep it, move the guest back instead.
+        C(.phyllome-retained-) and the C(op_id). To keep it, move the guest back instead. No other guest there may stand on its disks.
       - V(committed), the move is finished for good, and the source's retained copy is deleted.
       - V(cleaned), nothing is left on the source of all moves of this guest, and nothing at this destination of those that did not come about.
       - V(committed) and V(cleaned) also do so where neither host has the guest any more, because it has moved on or was removed. What another guest

@@ -204,6 +204,14 @@ def test_a_move_is_taken_back_committed_and_cleaned_up(site: Site, driver: Drive
     assert run("rolled_back")["changed"] is False
 
     assert run("migrated")["classification"] == 2
+    site.make(
+        {"name": "twin", "host": "beta", "state": "stopped", "clone_from": {"guest": "undone", "method": "linked"}}
+    )
+    for flags in (("--check",), ()):
+        said = move(site, "undone", "alpha", *flags, state="rolled_back")
+        assert said["phase"] == "refused" and f"there the guest twin has {disk} as well, or stands on it" in said["msg"]
+    assert site.where("undone") == ["beta"] == startable(site, "undone")
+    site.remove("twin")
     back()
     assert run("cleaned")["changed"] and run("cleaned")["changed"] is False
     for host in site.fleet.hosts:

@@ -144,6 +144,9 @@ class _Run:
         records = journal.of_guest(self._view.uuid)
         try:
             self._plan = undo.plan(state, self._view, self._row, records)
+            mark = self._view.destination.mark
+            if mark is not None and mark.phase == "done" and any(one.action == "move" for one in self._plan):
+                self._undo.refuse_clones(self._view, mark)
         except PhyllomeError as exc:
             raise self._failed(exc, "refused") from exc
         chosen = [one for one in records if state == "cleaned" or one.op_id == self._view.op_id]

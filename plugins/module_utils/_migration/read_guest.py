@@ -345,6 +345,39 @@ def needed_by_others(connection: t.Any, uuid: str) -> dict[str, str]:
     return needed
 
 
+def needed_there(connection: t.Any, uuid: str, op: str) -> dict[str, str]:
+    """The same of the other host, whose files are volumes of its libvirt.
+
+    What is in a raw file is a guest's own, who may have written there that it is an overlay: it is not asked.
+    """
+    needed: dict[str, str] = {}
+    layer: dict[str, str] = {}
+    for domain, (text,) in virt.domains(connection, virt.libvirt.VIR_DOMAIN_XML_INACTIVE):
+        if domain.UUIDString() != uuid:
+            for disk in parse_guest(xml.parse(text)).disks:
+                (layer if disk.format == "qcow2" else needed)[disk.path] = domain.name()
+    while layer:
+        needed.update(layer)
+        folders: dict[str, dict[str, str]] = {}
+        for path, guest_name in layer.items():
+            folders.setdefault(os.path.dirname(path), {})[os.path.basename(path)] = guest_name
+        layer = {}
+        for folder, names in folders.items():
+            with files.folder(connection, folder, op) as volumes:
+                bases = [
+                    (xml.parse(volumes[one].XMLDesc()).find("backingStore"), names[one])
+                    for one in names
+                    if one in volumes
+                ]
+            for base, guest_name in bases:
+                path = "" if base is None else base.findtext("path", "")
+                if base is not None and path not in needed:
+                    kind = base.find("format")
+                    overlay = kind is not None and kind.get("type") == "qcow2"
+                    (layer if overlay else needed)[path] = guest_name
+    return needed
+
+
 def _base(disk: Disk, other: str) -> tuple[str, str, str]:
     return (
         "linked_clones",

@@ -26,7 +26,7 @@ from .journal import Mark, Record
 from .judge import ALIVE, Row
 from .plan import retained
 from .read import TPM_STATES, View
-from .read_guest import Guest
+from .read_guest import Guest, needed_there
 from .read_guest import guest as read_guest
 
 _LEFT = {"destroy_source", "finish", "none", "recover"}
@@ -158,6 +158,28 @@ class Undo:
         else:
             self.take_back(view)
 
+    def refuse_clones(self, view: View, mark: Mark) -> Guest:
+        """The guest as the destination has it, of whose disks nobody there has one.
+
+        Raises:
+            PhyllomeError: another guest has one, or stands on it, and would lose it.
+        """
+        there = self.pair.destination
+        with virt.saying(f"Cannot take {view.name} back from {there.name}"):
+            guest = read_guest(there, view.uuid, sizes=False, shares=lambda disk: disk.path in mark.shared)
+            needed = needed_there(there.connection, view.uuid, mark.op_id)
+        taken = {disk.path: needed[disk.path] for disk in guest.disks if disk.path in needed}
+        if taken:
+            raise PhyllomeError(
+                f"{view.name} cannot be taken back from {there.name}",
+                "; ".join(
+                    f"there the guest {name} has {path} as well, or stands on it" for path, name in taken.items()
+                ),
+                f"Move {', '.join(sorted(set(taken.values())))} away first, with chain: flatten, or remove it; or keep "
+                f"{view.name} on {there.name}.",
+            )
+        return guest
+
     def take_back(self, view: View) -> None:
         """Give the retained files their names again and define the guest; the destination keeps its own under such names.
 
@@ -175,9 +197,7 @@ class Undo:
         with virt.saying(f"Cannot take {view.name} back from {there.name}"):
             domain = there.connection.lookupByUUIDString(view.uuid)
             if mark.phase == "done":
-                both = mark.shared
-                guest = read_guest(there, view.uuid, sizes=False, shares=lambda disk: disk.path in both)
-                mark = self._leaving(mark, guest)
+                mark = self._leaving(mark, self.refuse_clones(view, mark))
                 write_mark(domain, mark)
                 domain.setAutostart(0)
             place(domain, view.op_id, there.name)
@@ -284,9 +304,7 @@ class Undo:
     def _give_up(self, view: View, lost: t.Any, mark: Mark) -> None:
         """Have the destination's copy taken back from there as soon as it is off."""
         if mark.phase != "returning":
-            both = mark.shared
-            guest = read_guest(self.pair.destination, view.uuid, sizes=False, shares=lambda disk: disk.path in both)
-            write_mark(lost, self._leaving(mark, guest))
+            write_mark(lost, self._leaving(mark, self.refuse_clones(view, mark)))
         record = view.record or Record(view.op_id, view.uuid, view.name, view.source.host, view.destination.host)
         self.pair.journal.save(dataclasses.replace(record, phase="done"))
 

@@ -36,9 +36,11 @@ class Standing(Play):
         return [name for name in super().at(host) if name != "golden.raw"]
 
 
-def over(below: pathlib.Path, top: pathlib.Path) -> None:
+def over(below: pathlib.Path, top: pathlib.Path, form: str = "raw") -> None:
     """Make an overlay."""
-    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", below, "-F", "raw", top], check=True)
+    subprocess.run(
+        ["qemu-img", "create", "-q", "-u", "-f", "qcow2", "-b", below, "-F", form, top, str(SIZE)], check=True
+    )
 
 
 @pytest.fixture
@@ -131,6 +133,42 @@ def test_a_disk_that_another_guest_needs_does_not_leave(play, mode, below):
         found = [one["what"] for one in error.value.facts["blockers"] if one["code"] == "linked_clones"]
         assert found == [f"the guest clone has {play.disk} as well, as a disk or below one, and would lose it"]
     assert play.disk.exists() and play.at("beta") == []
+
+
+@pytest.mark.parametrize("clone", ["has it as well", "stands on it", "stands on one that does"])
+def test_a_disk_that_another_guest_needs_does_not_leave_by_being_taken_back_either(play, clone):
+    play.run()
+    beta = play.world.hosts["beta"]
+    text = beta.lookupByUUIDString(UUID).XMLDesc().replace(UUID, UUID[:-1] + "9").replace("<name>web", "<name>clone")
+    if clone != "has it as well":
+        over(beta.path(str(play.disk)), beta.path(str(play.world.images / "clone.raw")), "qcow2")
+        text = text.replace("web.raw", "clone.raw")
+    if clone == "stands on one that does":
+        over(beta.path(str(play.world.images / "clone.raw")), beta.path(str(play.world.images / "third.raw")), "qcow2")
+        text = text.replace("clone.raw", "third.raw")
+    made = beta.defineXML(text)
+    for call in (play.look, play.run):
+        with pytest.raises(PhyllomeError) as error:
+            call(state="rolled_back")
+        assert str(error.value) == (
+            f"web cannot be taken back from beta: there the guest clone has {play.disk} as well, or stands on it. "
+            "Move clone away first, with chain: flatten, or remove it; or keep web on beta."
+        )
+        assert error.value.facts["phase"] == "refused"
+    made.undefineFlags(0)
+    assert play.where() == ["beta"] == play.startable()
+    assert play.run(state="rolled_back")["changed"] and play.where() == ["alpha"]
+
+
+def test_what_a_guest_has_written_into_a_raw_disk_keeps_nobody_from_being_taken_back(play):
+    play.run()
+    beta = play.world.hosts["beta"]
+    over(beta.path(str(play.disk)), beta.path(str(play.world.images / "other.raw")), "qcow2")
+    text = beta.lookupByUUIDString(UUID).XMLDesc().replace(UUID, UUID[:-1] + "9").replace("<name>web", "<name>other")
+    beta.defineXML(
+        text.replace("web.raw", "other.raw").replace('type="qcow2"', 'type="raw"').replace("type='qcow2'", "type='raw'")
+    )
+    assert play.run(state="rolled_back")["changed"]
 
 
 def test_clones_of_a_base_cost_no_process_each(play, monkeypatch):

@@ -16,6 +16,7 @@ import types
 import typing as t
 
 from ansible_collections.phyllome.virt.plugins.module_utils._core import xml
+from ansible_collections.phyllome.virt.plugins.module_utils._guest import storage
 
 FENCE = pathlib.Path(__file__).resolve().parents[3] / "roles/hypervisor/files/fence.py"
 HOOK = "/etc/libvirt/hooks/qemu.d/phyllome-fence"
@@ -118,6 +119,10 @@ class Host:
         if self.name == "alpha" or (shared and self.name in self.world.mounted):
             return pathlib.Path(path)
         return self.world.beta / path[1:]
+
+    def named(self, path: str) -> str:
+        """What this host calls a file."""
+        return path if self.name == "alpha" else path.removeprefix(str(self.world.beta))
 
     def isAlive(self) -> int:
         return 1
@@ -398,7 +403,12 @@ class Volume:
         changed = self.path.stat().st_mtime_ns + int(self.host.ahead * 10**9)
         stamps = f"<timestamps><mtime>{changed // 10**9}.{changed % 10**9:09}</mtime></timestamps>"
         stamps += f"<permissions><mode>{self.path.stat().st_mode & 0o7777:04o}</mode></permissions>"
-        return f"<volume><physical>{self.path.stat().st_size}</physical><target>{stamps}</target></volume>"
+        base = storage.backing(str(self.path)) or ""
+        if base:
+            base = self.host.named(base)
+            kind = "qcow2" if self.host.path(base).read_bytes()[:4] == b"QFI\xfb" else "raw"
+            base = f"<backingStore><path>{base}</path><format type='{kind}'/></backingStore>"
+        return f"<volume><physical>{self.path.stat().st_size}</physical><target>{stamps}</target>{base}</volume>"
 
     def infoFlags(self, dummy: int) -> list[int]:
         return [0, 0, self.path.stat().st_size]

@@ -144,11 +144,10 @@ class _Run:
         records = journal.of_guest(self._view.uuid)
         try:
             self._plan = undo.plan(state, self._view, self._row, records)
-            mark = self._view.destination.mark
-            if mark is not None and mark.phase == "done" and any(one.action == "move" for one in self._plan):
-                self._undo.refuse_clones(self._view, mark)
         except PhyllomeError as exc:
             raise self._failed(exc, "refused") from exc
+        if any(one.action == "move" for one in self._plan):
+            self._refuse_clones()
         chosen = [one for one in records if state == "cleaned" or one.op_id == self._view.op_id]
         if state != "rolled_back":
             self._refuse_used({name for record in chosen for name in record.retained.values()})
@@ -168,6 +167,19 @@ class _Run:
                 except PhyllomeError as exc:
                     raise self._failed(exc, "moving") from exc
         raise self._failed(self._stuck(), "moving")
+
+    def _refuse_clones(self) -> None:
+        """Take no disk away from the destination that another guest there needs.
+
+        Raises:
+            PhyllomeError: one does.
+        """
+        mark = self._view.destination.mark
+        if mark is not None and mark.phase != "returning":
+            try:
+                self._undo.refuse_clones(self._view, mark)
+            except PhyllomeError as exc:
+                raise self._failed(exc, "refused") from exc
 
     def _refuse_used(self, names: t.Collection[str]) -> None:
         """Delete nothing that a guest of the source has now.
@@ -214,6 +226,8 @@ class _Run:
     def _move(self, check_mode: bool) -> dict[str, t.Any]:
         if self._row.action == "none":
             return self._result(changed=False, phase="done")
+        if self._row.action == "decide" and self._pair.order.truth == "source":
+            self._refuse_clones()
         if check_mode:
             self._judge()
             return self._result(changed=True, phase="planned")

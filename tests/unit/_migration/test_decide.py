@@ -90,6 +90,26 @@ def decided(play: Play, truth: str) -> None:
     assert (play.at("alpha"), play.at("beta")) == ([], ["web.raw"])
 
 
+def test_a_copy_whose_disk_another_guest_needs_is_not_given_up(plays):
+    play = plays()
+    split(play, None)
+    beta = play.world.hosts["beta"]
+    text = beta.lookupByUUIDString(UUID).XMLDesc()
+    clone = beta.defineXML(text.replace(UUID, UUID[:-1] + "9").replace("<name>web", "<name>clone"))
+    files = play.at("alpha"), play.at("beta")
+    for call in (play.look, play.run):
+        with pytest.raises(
+            PhyllomeError, match="there the guest clone has .* as well, or stands on it. Move clone away"
+        ) as error:
+            call(truth="source")
+        assert error.value.facts["phase"] == "refused"
+        assert running(play) == 2 and files == (play.at("alpha"), play.at("beta"))
+        assert beta.lookupByUUIDString(UUID).XMLDesc() == text
+    clone.undefineFlags(0)
+    play.run(truth="source")
+    decided(play, "source")
+
+
 @pytest.mark.parametrize("truth", ["source", "destination"])
 def test_the_truth_is_said_in_any_state_with_two_guests(plays, steps, truth):
     for step in steps:
